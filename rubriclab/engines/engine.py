@@ -86,7 +86,7 @@ def _streams(n_chats: int, n: int, greedy: bool) -> list[tuple[int, int]]:
     "The (chat, index) of every sample; greedy samples are all the same one."
     return [(i, 0 if greedy else j) for i in range(n_chats) for j in range(n)]
 
-# %% ../../nbs/engines/00_engine.ipynb #dd81596e
+# %% ../../nbs/engines/00_engine.ipynb #ca4ef3d8
 class Engine:
     "A language model: lists in, lists of the same length and order out, failures in place."
     def __init__(self, backend: Backend, # the model
@@ -99,7 +99,7 @@ class Engine:
 
     @property
     def name(self) -> str: return self.backend.name
-    def __repr__(self) -> str: return f"Engine({self.name!r}, {'stored' if self.store else 'no store'})"
+    def __repr__(self) -> str: return f"Engine({self.name!r}, {'no store' if self.store is None else 'stored'})"
     def close(self) -> None: self.backend.close()
 
     def generate(self, chats: Sequence[Chat], # what to answer
@@ -139,7 +139,7 @@ def features(self: Engine, chats: Sequence[Chat], # what the model reads
 
 Engine.score, Engine.features = score, features
 
-# %% ../../nbs/engines/00_engine.ipynb #27703f10
+# %% ../../nbs/engines/00_engine.ipynb #8be08546
 def _count(self: Engine, results: Sequence[Any], asked: int = 0) -> None:
     usage = [r.usage for r in results if isinstance(r, Value)]
     total = Usage(prompt_tokens=sum(u.prompt_tokens for u in usage), completion_tokens=sum(u.completion_tokens for u in usage), calls=len(results))
@@ -151,9 +151,11 @@ def _ask(self: Engine, op: str, requests: Sequence[Value], run: Callable[[Sequen
     "Results aligned with `requests`, from the store where they are finished."
     out: list[Any] = [None] * len(requests)
     with _bar(op, len(requests), self.progress) as tick:
-        for i, result in (self._stored(op, requests, run) if self.store else run(requests)): out[i] = result; tick()
-    if None in (r if isinstance(r, Value) else 0 for r in out) or any(r is None for r in out): raise RuntimeError(f"{self.name} left a request without an answer")
-    _count(self, [] if self.store else out, asked=len(requests))
+        for i, result in (run(requests) if self.store is None else self._stored(op, requests, run)):
+            out[i] = result
+            tick()
+    if any(r is None for r in out): raise RuntimeError(f"{self.name} left a request without an answer")
+    _count(self, out if self.store is None else [], asked=len(requests))
     return Table(out)
 
 def _stored(self: Engine, op: str, requests: Sequence[Value], run: Callable[[Sequence], Iterator[tuple[int, Any]]]) -> Iterator[tuple[int, Any]]:
@@ -179,7 +181,7 @@ class _bar:
     def __exit__(self, *error: Any) -> None:
         if self.bar is not None: self.bar.close()
 
-# %% ../../nbs/engines/00_engine.ipynb #dac5da02
+# %% ../../nbs/engines/00_engine.ipynb #6e83ad0c
 SCHEMES = {"fake": "rubriclab.engines.fake", "replay": "rubriclab.engines.replay", "smollm2": "rubriclab.engines.bundled",
            "hf": "rubriclab.engines.hf", "vllm": "rubriclab.engines.vllm", "api": "rubriclab.engines.api", "plan": "rubriclab.engines.plan"}
 
@@ -208,5 +210,5 @@ def engine(spec: "str | Engine | None" = None, # a name, an engine, or None for 
           ) -> Engine:
     "The engine of that name."
     if isinstance(spec, Engine): return spec
-    kept = Store(settings().store) if store is True else store or None
+    kept = Store(settings().store) if store is True else None if store is False else store
     return Engine(_backend(spec or settings().engine), kept)
