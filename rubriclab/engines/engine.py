@@ -71,7 +71,7 @@ def _load(text: str) -> Any:
     import numpy as np
     return np.frombuffer(base64.b64decode(d["array"]), "<f4").reshape(d["shape"])
 
-# %% ../../nbs/engines/00_engine.ipynb #c8717c14
+# %% ../../nbs/engines/00_engine.ipynb #67e6338f
 class Tally(Value):
     "What an engine was asked and what was computed for it."
     asked: int = 0
@@ -82,11 +82,11 @@ class Tally(Value):
     @property
     def cached(self) -> int: return self.asked - self.computed
 
-def _streams(n_chats: int, n: int, greedy: bool) -> list[tuple[int, int]]:
+def _streams(n_chats: int, samples: range, greedy: bool) -> list[tuple[int, int]]:
     "The (chat, index) of every sample; greedy samples are all the same one."
-    return [(i, 0 if greedy else j) for i in range(n_chats) for j in range(n)]
+    return [(i, 0 if greedy else j) for i in range(n_chats) for j in samples]
 
-# %% ../../nbs/engines/00_engine.ipynb #ca4ef3d8
+# %% ../../nbs/engines/00_engine.ipynb #125c7b10
 class Engine:
     "A language model: lists in, lists of the same length and order out, failures in place."
     def __init__(self, backend: Backend, # the model
@@ -104,6 +104,7 @@ class Engine:
 
     def generate(self, chats: Sequence[Chat], # what to answer
                  n: int = 1, # samples a chat
+                 first: int = 0, # index of the first sample; a later round asks for the next ones
                  max_tokens: int = 256, # tokens a sample
                  temperature: float = 0.0, # 0 is greedy
                  top_p: float = 1.0, # nucleus
@@ -115,7 +116,7 @@ class Engine:
         greedy = temperature == 0
         kw = dict(max_tokens=max_tokens, temperature=temperature, top_p=1.0 if greedy else top_p, stop=tuple(stop),
                   response_schema=schema, seed=0 if greedy else seed)
-        requests = [Request(chat=chats[i], index=j, **kw) for i, j in _streams(len(chats), n, greedy)]
+        requests = [Request(chat=chats[i], index=j, **kw) for i, j in _streams(len(chats), range(first, first + n), greedy)]
         flat = self._ask("generate", requests, self.backend.complete)
         return [flat[i * n:(i + 1) * n] for i in range(len(chats))]
 
