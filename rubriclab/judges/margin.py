@@ -64,14 +64,13 @@ def by_pair(pairs: Sequence[Pair], # the pairs that were judged
     per = len(verdicts) // max(len(pairs), 1)
     return Table(Judgment(pair_id=p.id, gold=p.gold, verdicts=tuple(verdicts[i * per:(i + 1) * per])) for i, p in enumerate(pairs))
 
-# %% ../../nbs/judges/00_margin.ipynb #9907315c
+# %% ../../nbs/judges/00_margin.ipynb #54afbe43
 def named(pair: Pair, # the pair that was judged
           shown_first: Order, # as it was shown
-          letter: str, # A for the answer that stood first, B for the other
+          place: int, # 0 for the answer that stood first, 1 for the other
          ) -> str: # the name of that answer in its record
-    "Which of the record's answers a letter means."
-    first = letter.strip().upper() == "A"
-    return pair.names[0 if first == (shown_first == "first") else 1]
+    "Which of the record's answers stood in a place."
+    return pair.names[place if shown_first == "first" else 1 - place]
 
 def _verdict(task: Task, s: Scores | Failure, e: Engine) -> Verdict:
     pair, shown_first, _, _ = task

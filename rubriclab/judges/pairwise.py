@@ -19,7 +19,7 @@ Method = Literal["direct", "rubric", "direct_rubric"]
 Readout = Literal["logprob", "generate"]
 PROMPTS: dict[str, str] = {"direct": DIRECT, "rubric": WITH_RUBRIC, "direct_rubric": DIRECT_WITH_RUBRIC}
 
-# %% ../../nbs/judges/01_pairwise.ipynb #7fe7844b
+# %% ../../nbs/judges/01_pairwise.ipynb #e99f4454
 def count_votes(votes: Sequence[str | None], # winners by name in the order of sampling; None is invalid
                ) -> str | None: # the winner, or None where no vote is valid
     "The majority of the valid votes; a tie goes to the earliest of the tied."
@@ -28,7 +28,8 @@ def count_votes(votes: Sequence[str | None], # winners by name in the order of s
 
 def _vote(pair: Pair, task: Task, reply: Completion | Failure) -> str | None:
     letter = None if isinstance(reply, Failure) else read_verdict(task[2], reply.text)
-    return named(pair, task[1], letter) if letter else None
+    places = [c.strip().lower() for c in task[2].choices]
+    return named(pair, task[1], places.index(letter.lower())) if letter and letter.lower() in places else None
 
 def _no_vote(replies: Sequence[Completion | Failure], usage: Usage) -> Failure:
     "Why no reply holds a verdict: the engine's own failure, a text cut short, or a text without a verdict."

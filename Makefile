@@ -1,0 +1,60 @@
+# make run    the OpenRubrics replication on a laptop, from nothing
+# make test   everything that CI runs
+# make docs   the site, into _site/
+# make lab    JupyterLab on the notebooks
+PYTHON ?= python3
+VENV ?= .venv
+RECIPE ?= laptop
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+export RUBRICLAB_LOG ?= warning
+# Tokenizers warn about forks that papermill's kernels never make.
+export TOKENIZERS_PARALLELISM = false
+
+.PHONY: run test docs lab check-notebooks nbdev-test pytest smoke links clean
+
+run: $(VENV)/.run
+	$(BIN)/python -m rubriclab.engines.bundled
+	$(BIN)/rubriclab run openrubrics --recipe $(RECIPE)
+
+test: check-notebooks nbdev-test pytest smoke links
+	@echo "make test: all five parts passed"
+
+check-notebooks: $(VENV)/.dev
+	$(BIN)/python tests/check_notebooks.py
+
+nbdev-test: $(VENV)/.dev
+	$(BIN)/python -m rubriclab.engines.bundled
+	$(BIN)/python tests/run_module_notebooks.py
+
+pytest: $(VENV)/.dev
+	$(BIN)/python -m pytest
+
+smoke: $(VENV)/.dev
+	$(BIN)/python tests/run_experiments.py
+
+docs: $(VENV)/.dev
+	$(BIN)/smalldocs render --quiet .
+	@echo "the site is in _site/index.html"
+
+links: docs
+	$(BIN)/smalldocs check .
+
+lab: $(VENV)/.run
+	$(BIN)/jupyter lab nbs
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade "pip>=25"
+
+$(VENV)/.run: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) -e ".[hf,lab]"
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) -e ".[hf,lab,api,docs,dev]"
+	@touch $@ $(VENV)/.run
+
+clean:
+	rm -rf $(VENV) .venv-vllm _site dist build

@@ -1,0 +1,28 @@
+"""Runs every paper notebook in smoke mode, as a user would, and checks that each leaves a whole run folder."""
+import json, subprocess, sys, tempfile, time
+from pathlib import Path
+
+COMMAND = str(Path(sys.executable).with_name("rubriclab"))
+
+
+def smoke(name: str, results: Path) -> str | None:
+    start = time.monotonic()
+    done = subprocess.run([COMMAND, "run", name, "--recipe", "smoke", "--results-dir", str(results)], text=True, capture_output=True)
+    if done.returncode: return f"exit {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+    folder, = (results / name).iterdir()
+    lost = [f for f in ("notebook.ipynb", "metrics.json", "items.jsonl", "manifest.json") if not (folder / f).is_file()]
+    if lost: return f"the run left no {', '.join(lost)}"
+    manifest = json.loads((folder / "manifest.json").read_text())
+    print(f"smoke {name}: {manifest['state']}, {manifest['items']} items, {len(list((folder / 'figures').iterdir()))} figures, {time.monotonic() - start:.0f} s", flush=True)
+    return None
+
+
+def main() -> int:
+    from rubriclab.lab.run import experiments
+    with tempfile.TemporaryDirectory() as d: errors = {n: e for n in experiments() if (e := smoke(n, Path(d)))}
+    for n, e in errors.items(): print(f"smoke {n} failed: {e}")
+    print(f"experiments: {len(experiments()) - len(errors)} passed, {len(errors)} failed")
+    return 1 if errors else 0
+
+
+if __name__ == "__main__": sys.exit(main())

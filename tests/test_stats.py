@@ -1,0 +1,338 @@
+"Statistics: properties, checks against scipy, scikit-learn and statsmodels, and calibration on worlds with a known answer."
+import math, subprocess, sys, time, warnings
+import numpy as np
+import pytest
+from hypothesis import given, settings, strategies as st
+from rubriclab.core import stats
+from rubriclab.core.stats import (Comparison, Interval, accuracy, cluster_bootstrap, compare, consistency, counted, detectable_gap, holm, kappa,
+                                  macro_f1, mcnemar, order_gap, orderings, paired_permutation, power, sample_size, spearman)
+
+verdict = st.sampled_from([True, False, 0.5, None])
+paired = st.lists(st.tuples(verdict, verdict, st.integers(0, 5)), min_size=1, max_size=40)
+few = settings(max_examples=60, deadline=None)
+
+
+def no_nan(value: object) -> None:
+    "Strict JSON holds neither NaN nor infinity."
+    text = value.model_dump_json()
+    assert "NaN" not in text and "Infinity" not in text
+
+
+# ---- measures
+
+@given(st.lists(verdict, min_size=1))
+def test_accuracy_bounds_and_counts(correct):
+    wrong, half, skip = (accuracy(correct, way) for way in ("wrong", "half", "skip"))
+    assert 0 <= wrong.value <= half.value <= 1 and half.value - wrong.value == pytest.approx(half.failed / len(correct) / 2)
+    assert wrong.n == half.n == len(correct) == skip.n + skip.failed and (skip.value is None) == (skip.n == 0)
+    assert accuracy(correct[::-1]) .value == pytest.approx(wrong.value)
+    assert sum(v is None for v in counted(correct, "skip")) == wrong.failed
+
+
+@given(st.lists(st.tuples(*[st.sampled_from(["A", "B", "tie", None])] * 2), min_size=1))
+def test_agreement_is_symmetric_and_bounded(pairs):
+    a, b = zip(*pairs)
+    both = [(x, y) for x, y in pairs if x and y]
+    assert consistency(a, b) == consistency(b, a)
+    assert consistency(a, b).n == len(both) and consistency(a, b).failed == len(pairs) - len(both)
+    k = kappa(a, b)
+    assert k.value == kappa(b, a).value or k.value == pytest.approx(kappa(b, a).value)
+    assert k.value is None or -1 <= k.value <= 1
+    no_nan(k)
+
+
+@few
+@given(st.lists(st.tuples(st.sampled_from("ABC"), st.sampled_from("ABC")), min_size=2))
+def test_agreement_is_scikit_learns(pairs):
+    from sklearn.metrics import cohen_kappa_score, f1_score
+    gold, predicted = map(list, zip(*pairs))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        expected = cohen_kappa_score(gold, predicted)
+    found = kappa(gold, predicted).value
+    assert (found is None and math.isnan(expected)) or found == pytest.approx(expected)
+    assert macro_f1(gold, predicted).value == pytest.approx(f1_score(gold, predicted, average="macro", zero_division=0))
+
+
+def test_macro_f1_counts_a_failure_as_a_miss():
+    gold, predicted = ["A", "A", "B", "B"], ["A", None, "B", "B"]
+    assert macro_f1(gold, predicted).value == pytest.approx((2 / 3 + 1) / 2) and macro_f1(gold, predicted).failed == 1
+    assert macro_f1(gold, predicted, "skip").value == 1
+    assert macro_f1(["A", "B"], [None, None]).value == 0 and macro_f1(["A"], [None], "skip").value is None
+
+
+@given(st.lists(st.tuples(*[st.none() | st.integers(-5, 5)] * 2), min_size=1))
+def test_spearman(pairs):
+    from scipy.stats import spearmanr
+    a, b = zip(*pairs)
+    r = spearman(a, b)
+    assert r.value is None or -1 <= round(r.value, 9) <= 1
+    assert r.value == spearman(b, a).value or r.value == pytest.approx(spearman(b, a).value)
+    no_nan(r)
+    if r.value is not None:
+        x, y = zip(*[p for p in pairs if None not in p])
+        assert r.value == pytest.approx(spearmanr(x, y).statistic) and spearman(x, [-v for v in y]).value == pytest.approx(-r.value)
+
+
+# ---- intervals
+
+@few
+@given(paired, st.randoms())
+def test_bootstrap_bounds_and_order_of_items(rows, random):
+    values, _, clusters = zip(*rows)
+    found = cluster_bootstrap(values, clusters, n=100)
+    no_nan(found)
+    present = [v for v in values if v is not None]
+    assert found.n == len(present) and found.failed == len(values) - len(present)
+    assert found.clusters == len({c for v, c in zip(values, clusters) if v is not None})
+    if found.low is not None: assert min(present) - 1e-9 <= found.low <= found.high <= max(present) + 1e-9
+    assert (found.low is None) == (found.clusters < 2)
+    random.shuffle(rows)
+    again = cluster_bootstrap([r[0] for r in rows], [r[2] for r in rows], n=100)
+    assert [again.low, again.high, again.estimate] == pytest.approx([found.low, found.high, found.estimate])
+
+
+def test_bootstrap_mean_is_the_statistic_mean():
+    rng = np.random.default_rng(3)
+    values, clusters = rng.normal(size=90), rng.integers(0, 20, 90)
+    fast, slow = cluster_bootstrap(values, clusters, n=400), cluster_bootstrap(values, clusters, np.mean, n=400)
+    assert [fast.low, fast.high] == pytest.approx([slow.low, slow.high])
+
+
+def test_bootstrap_is_scipys_without_clusters():
+    from scipy.stats import bootstrap
+    x = np.random.default_rng(5).exponential(size=60)
+    ours = cluster_bootstrap(x, n=20_000)
+    theirs = bootstrap((x,), np.mean, n_resamples=20_000, method="percentile", rng=np.random.default_rng(1)).confidence_interval
+    assert [ours.low, ours.high] == pytest.approx([theirs.low, theirs.high], abs=0.02)
+
+
+def test_blocks_change_nothing(monkeypatch):
+    x = np.random.default_rng(0).normal(size=50)
+    whole = cluster_bootstrap(x), paired_permutation(0 * x, x)
+    monkeypatch.setattr(stats, "_BLOCK", 7_000)
+    parts = cluster_bootstrap(x), paired_permutation(0 * x, x)
+    assert parts[0].low == pytest.approx(whole[0].low, abs=0.03) and parts[1].p == pytest.approx(whole[1].p, abs=0.02)
+    assert sum(stats._blocks(1001, 50)) == 1001 and max(stats._blocks(1001, 50)) == 140
+
+
+def test_undefined_statistics_have_no_interval():
+    constant = cluster_bootstrap([(1, 2), (1, 3)], statistic=lambda r: spearman(r[:, 0], r[:, 1]).value, n=20)
+    assert constant.estimate is None and constant.low is None and repr(constant) == "undefined, n=2"
+    assert cluster_bootstrap([None, None], ["a", "b"]) == Interval(estimate=None, n=0, clusters=0, failed=2)
+
+
+@few
+@given(st.lists(st.tuples(verdict, st.booleans(), st.integers(0, 5)), min_size=1, max_size=40))
+def test_order_gap_is_signed(rows):
+    correct, first, clusters = map(list, zip(*rows))
+    gap, other = order_gap(correct, first, clusters, n=50), order_gap(correct, [not f for f in first], clusters, n=50)
+    no_nan(gap)
+    assert (gap.estimate is None) == (other.estimate is None)
+    if gap.estimate is None: return
+    part = lambda way: accuracy([c for c, f in zip(correct, first) if f is way], "skip").value
+    assert gap.estimate == pytest.approx(part(True) - part(False)) and gap.estimate == pytest.approx(-other.estimate)
+    if gap.low is not None: assert [-1 - 1e-9 <= gap.low, gap.high <= 1 + 1e-9, gap.low] == [True, True, pytest.approx(-other.high)]
+
+
+# ---- tests
+
+@few
+@given(paired)
+def test_permutation_is_symmetric(rows):
+    a, b, clusters = zip(*rows)
+    found, mirrored = paired_permutation(a, b, clusters, n=200), paired_permutation(b, a, clusters, n=200)
+    no_nan(found)
+    assert found.p == mirrored.p and 0 < found.p <= 1
+    assert found.gap == mirrored.gap or found.gap == pytest.approx(-mirrored.gap)
+    assert paired_permutation(a, a, clusters, n=200).p == 1
+
+
+def scipys(d, n):
+    from scipy.stats import permutation_test
+    mean = lambda x, axis: x.mean(axis=axis)
+    return permutation_test((d,), mean, permutation_type="samples", n_resamples=n, vectorized=True, batch=500, rng=np.random.default_rng(2)).pvalue
+
+
+@few
+@given(st.lists(st.sampled_from([-1, -0.5, 0, 0.5, 1, 0.25]), min_size=1, max_size=10))
+def test_exact_permutation_is_scipys(d):
+    found = paired_permutation(np.zeros(len(d)), d)
+    assert found.exact and found.p == pytest.approx(scipys(np.array(d), 2000))
+
+
+def test_random_permutation_is_scipys():
+    rng = np.random.default_rng(11)
+    for shift in (0.0, 0.05, 0.1, 0.15):
+        d = rng.choice([-1, -0.5, 0, 0.5, 1], 150) + shift
+        found = paired_permutation(np.zeros(150), d)
+        p = scipys(d, 9999)
+        assert not found.exact and found.p == pytest.approx(p, abs=4 * math.sqrt(2 * p * (1 - p) / 9999) + 3e-4)
+
+
+def test_permutation_is_fast():
+    a, b = np.random.default_rng(0).random((2, 400))
+    took = []
+    for _ in range(5):
+        start = time.perf_counter()
+        paired_permutation(a, b, n=4999)
+        took.append(time.perf_counter() - start)
+    assert min(took) < 0.1
+
+
+@few
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1))
+def test_mcnemar_is_statsmodels(pairs):
+    from statsmodels.stats.contingency_tables import mcnemar as theirs
+    a, b = map(np.array, zip(*pairs))
+    table = [[sum(a & b), sum(a & ~b)], [sum(~a & b), sum(~a & ~b)]]
+    found = mcnemar(a, b)
+    assert found.p == pytest.approx(min(1, theirs(table, exact=True).pvalue)) and found.gap == pytest.approx(b.mean() - a.mean())
+
+
+@given(st.lists(st.floats(0, 1), max_size=12))
+def test_holm_is_the_step_down_rule(p):
+    found = holm(p)
+    by_hand, worst = {}, 0.0
+    for rank, i in enumerate(sorted(range(len(p)), key=p.__getitem__)):
+        worst = max(worst, min(1.0, (len(p) - rank) * p[i]))
+        by_hand[i] = worst
+    assert found == pytest.approx([by_hand[i] for i in range(len(p))])
+    assert all(f >= q - 1e-12 for f, q in zip(found, p))
+    order = sorted(range(len(p)), key=p.__getitem__)
+    assert [found[i] for i in order] == sorted(found)
+
+
+# ---- power
+
+@given(st.floats(0.01, 1), st.floats(0.05, 2), st.floats(0.5, 0.99), st.floats(0.001, 0.2))
+def test_size_power_and_gap_are_one_formula(gap, sd, wanted, alpha):
+    n = sample_size(gap, sd, wanted, alpha)
+    assert power(n, gap, sd, alpha) >= wanted - 1e-9 and (n == 1 or power(n - 1, gap, sd, alpha) < wanted + 1e-9)
+    assert detectable_gap(n, sd, wanted, alpha) <= gap * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("gap,sd,wanted,alpha", [(0.05, 0.4, 0.8, 0.05), (0.1, 0.5, 0.97, 0.0125), (0.02, 0.3, 0.9, 0.01)])
+def test_power_is_statsmodels(gap, sd, wanted, alpha):
+    from statsmodels.stats.power import NormalIndPower, TTestPower
+    normal = NormalIndPower(ddof=0).solve_power(effect_size=gap / sd, alpha=alpha, power=wanted, ratio=0)  # ratio 0: one sample
+    assert sample_size(gap, sd, wanted, alpha) == math.ceil(normal)
+    assert power(200, gap, sd, alpha) == pytest.approx(NormalIndPower(ddof=0).power(gap / sd, 200, alpha, ratio=0), abs=1e-3)
+    assert sample_size(gap, sd, wanted, alpha) == pytest.approx(TTestPower().solve_power(gap / sd, alpha=alpha, power=wanted), abs=6)
+
+
+def test_promised_power_is_found():
+    "At the size the formula gives, the whole comparison finds the gap about as often as promised."
+    rng, worlds = np.random.default_rng(0), 400
+    n = sample_size(0.1, 0.35, 0.8)
+    found = sum(paired_permutation(np.zeros(n), rng.normal(0.1, 0.35, n), n=999).p <= 0.05 for _ in range(worlds))
+    assert found / worlds == pytest.approx(0.8, abs=3.5 * math.sqrt(0.16 / worlds))
+
+
+# ---- calibration: worlds of 40 prompts with two pairs each that share their prompt's difficulty
+
+def world(rng, prompts=40):
+    "Whether each of two equally good arms is right; clusters; the true accuracy is 0.6."
+    easy = rng.beta(1.2, 0.8, (prompts, 1))
+    a, b = rng.random((2, prompts, 2)) < easy
+    return a.ravel().astype(float), b.ravel().astype(float), np.repeat(np.arange(prompts), 2)
+
+
+def test_permutation_false_positives_are_near_alpha():
+    rng, worlds, alpha = np.random.default_rng(1), 1000, 0.05
+    found = 0
+    for _ in range(worlds):
+        a, b, clusters = world(rng)
+        found += paired_permutation(a, b, clusters, n=999).p <= alpha
+    tolerance = 3.5 * math.sqrt(alpha * (1 - alpha) / worlds)
+    assert alpha - 0.02 - tolerance <= found / worlds <= alpha + tolerance  # ties make the test a little conservative
+
+
+def test_bootstrap_coverage_is_near_its_level():
+    "Percentile intervals of 40 clusters cover a little less than they say; counting pairs as independent covers much less."
+    rng, worlds = np.random.default_rng(2), 1000
+    by_prompt = by_pair = 0
+    for i in range(worlds):
+        a, _, clusters = world(rng)
+        inside = lambda c: c.low <= 0.6 <= c.high
+        by_prompt += inside(cluster_bootstrap(a, clusters, n=500, seed=i))
+        by_pair += inside(cluster_bootstrap(a, n=500, seed=i))
+    print(by_prompt / worlds, by_pair / worlds)
+    assert 0.92 <= by_prompt / worlds <= 0.97
+    assert by_pair < by_prompt - 0.02 * worlds
+
+
+# ---- comparisons
+
+def test_orderings_claim_what_is_there():
+    rng = np.random.default_rng(4)
+    clusters = np.repeat(np.arange(300), 2)
+    arms = {name: list(rng.random(600) < p) for name, p in [("direct", 0.5), ("prompt-only", 0.7), ("contrastive", 0.7), ("worse", 0.3)]}
+    found = orderings([("direct", "prompt-only"), ("prompt-only", "contrastive"), ("direct", "worse")], arms, clusters)
+    assert [c.claimed for c in found] == [True, False, False]
+    assert found[2].p_adjusted < 0.05 and found[2].gap.high < 0  # a real gap, the wrong way: never claimed
+    assert [c.p_adjusted for c in found] == holm([c.p for c in found])
+    one = compare(arms["direct"], arms["prompt-only"], clusters)
+    d = (np.array(arms["prompt-only"], float) - np.array(arms["direct"], float)).reshape(300, 2).mean(1)
+    assert (one.gap.estimate, one.sd) == pytest.approx((d.mean(), d.std(ddof=1))) and one.gap.clusters == 300 and one.gap.n == 600
+    assert one.detectable == pytest.approx(detectable_gap(300, one.sd))
+    assert Comparison.from_json(found[0].to_json()) == found[0]
+
+
+def test_no_family_claims_much_under_the_null():
+    rng, worlds, chain = np.random.default_rng(9), 300, [("a", "b"), ("b", "c"), ("a", "c")]
+    claims = 0
+    for _ in range(worlds):
+        a, b, clusters = world(rng)
+        arms = {"a": a, "b": b, "c": rng.permutation(a.reshape(-1, 2), axis=1).ravel()}
+        claims += any(c.claimed for c in orderings(chain, arms, clusters, n=499))
+    assert claims / worlds <= 0.05 + 3.5 * math.sqrt(0.05 * 0.95 / worlds)
+
+
+@few
+@given(paired)
+def test_compare_never_gives_nan(rows):
+    a, b, clusters = zip(*rows)
+    found = compare(a, b, clusters, n=100)
+    no_nan(found)
+    both = [(x, y) for x, y, _ in rows if x is not None and y is not None]
+    assert found.gap.n == len(both) and found.gap.failed == len(rows) - len(both)
+    if not both: assert (found.p, found.gap.estimate, found.sd, found.detectable) == (1, None, None, None)
+
+
+# ---- bad input and import
+
+@pytest.mark.parametrize("call,says", [
+    (lambda: accuracy([]), "empty"),
+    (lambda: accuracy([2]), "correct holds 2"),
+    (lambda: accuracy([True], "ignore"), "use wrong, half or skip"),
+    (lambda: consistency(["A"], []), "first has 1, second has 0"),
+    (lambda: kappa([], []), "empty"),
+    (lambda: macro_f1([None], ["A"]), "gold label is None"),
+    (lambda: spearman([1, 2], [1]), "one length"),
+    (lambda: cluster_bootstrap([]), "empty"),
+    (lambda: cluster_bootstrap([1, 0], ["mini-00"]), "2 items but 1 clusters"),
+    (lambda: cluster_bootstrap([1, 0], ["mini-00", None]), "cluster is None"),
+    (lambda: cluster_bootstrap([1, math.inf]), "use None"),
+    (lambda: cluster_bootstrap(["A", "B"]), "not numbers"),
+    (lambda: cluster_bootstrap([1, 0], n=0), "at least one resample"),
+    (lambda: cluster_bootstrap([1, 0], level=95), "level"),
+    (lambda: order_gap([1, 0], [True]), "one length"),
+    (lambda: order_gap([1, 0], [True, None]), "better_first holds None"),
+    (lambda: paired_permutation([1, math.nan], [1, 0]), "a[1] is nan"),
+    (lambda: paired_permutation([], []), "empty"),
+    (lambda: mcnemar([0.5], [1]), "paired_permutation"),
+    (lambda: holm([0.1, math.nan]), "no p-value"),
+    (lambda: sample_size(0, 0.4), "gap=0"),
+    (lambda: sample_size(0.1, 0.4, power=1), "power must lie"),
+    (lambda: power(0, 0.1, 0.4), "n=0"),
+    (lambda: orderings([("direct", "voting")], {"direct": [1]}), "no values for arm 'voting'"),
+])
+def test_bad_input_is_one_clear_error(call, says):
+    with pytest.raises(ValueError) as caught: call()
+    assert says in str(caught.value)
+
+
+def test_import_is_light():
+    code = "import sys, rubriclab.core.stats; print([m for m in ('scipy', 'sklearn', 'statsmodels', 'pandas', 'torch') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
