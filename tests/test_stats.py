@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 from rubriclab.core import stats
-from rubriclab.core.stats import (Comparison, Interval, accuracy, cluster_bootstrap, compare, consistency, counted, detectable_gap, holm, kappa,
-                                  macro_f1, mcnemar, order_gap, orderings, paired_permutation, power, sample_size, spearman)
+from rubriclab.core.stats import (Comparison, Interval, accuracy, cluster_bootstrap, compare, consistency, counted, detectable_gap, holm,
+                                  kappa, macro_f1, mcnemar, order_gap, orderings, paired_permutation, power, sample_size, spearman)
 
 verdict = st.sampled_from([True, False, 0.5, None])
 paired = st.lists(st.tuples(verdict, verdict, st.integers(0, 5)), min_size=1, max_size=40)
@@ -25,10 +25,11 @@ def test_accuracy_bounds_and_counts(correct):
     wrong, half, skip = (accuracy(correct, way) for way in ("wrong", "half", "skip"))
     assert 0 <= wrong.value <= half.value <= 1 and half.value - wrong.value == pytest.approx(half.failed / len(correct) / 2)
     assert wrong.n == half.n == len(correct) == skip.n + skip.failed and (skip.value is None) == (skip.n == 0)
-    assert accuracy(correct[::-1]) .value == pytest.approx(wrong.value)
+    assert accuracy(correct[::-1]).value == pytest.approx(wrong.value)
     assert sum(v is None for v in counted(correct, "skip")) == wrong.failed
 
 
+@few
 @given(st.lists(st.tuples(*[st.sampled_from(["A", "B", "tie", None])] * 2), min_size=1))
 def test_agreement_is_symmetric_and_bounded(pairs):
     a, b = zip(*pairs)
@@ -61,6 +62,7 @@ def test_macro_f1_counts_a_failure_as_a_miss():
     assert macro_f1(["A", "B"], [None, None]).value == 0 and macro_f1(["A"], [None], "skip").value is None
 
 
+@few
 @given(st.lists(st.tuples(*[st.none() | st.integers(-5, 5)] * 2), min_size=1))
 def test_spearman(pairs):
     from scipy.stats import spearmanr
@@ -151,11 +153,12 @@ def test_permutation_is_symmetric(rows):
 def scipys(d, n):
     from scipy.stats import permutation_test
     mean = lambda x, axis: x.mean(axis=axis)
-    return permutation_test((d,), mean, permutation_type="samples", n_resamples=n, vectorized=True, batch=500, rng=np.random.default_rng(2)).pvalue
+    rng = np.random.default_rng(2)
+    return permutation_test((d,), mean, permutation_type="samples", n_resamples=n, vectorized=True, batch=500, rng=rng).pvalue
 
 
 @few
-@given(st.lists(st.sampled_from([-1, -0.5, 0, 0.5, 1, 0.25]), min_size=1, max_size=10))
+@given(st.lists(st.sampled_from([-1, -0.5, 0, 0.5, 1, 0.25]), min_size=2, max_size=10))
 def test_exact_permutation_is_scipys(d):
     found = paired_permutation(np.zeros(len(d)), d)
     assert found.exact and found.p == pytest.approx(scipys(np.array(d), 2000))
@@ -168,6 +171,12 @@ def test_random_permutation_is_scipys():
         found = paired_permutation(np.zeros(150), d)
         p = scipys(d, 9999)
         assert not found.exact and found.p == pytest.approx(p, abs=4 * math.sqrt(2 * p * (1 - p) / 9999) + 3e-4)
+
+
+def test_many_clusters():
+    a, b = np.random.default_rng(0).random((2, 5000))
+    found = compare(a, b, n=199)
+    assert 0 < found.p <= 1 and not found.exact and found.gap.low < found.gap.estimate < found.gap.high
 
 
 def test_permutation_is_fast():
@@ -201,6 +210,15 @@ def test_holm_is_the_step_down_rule(p):
     assert all(f >= q - 1e-12 for f, q in zip(found, p))
     order = sorted(range(len(p)), key=p.__getitem__)
     assert [found[i] for i in order] == sorted(found)
+
+
+def test_holm_is_statsmodels():
+    from statsmodels.stats.multitest import multipletests
+    rng = np.random.default_rng(6)
+    for size in (1, 2, 5, 12):
+        p = rng.random(size) ** 3
+        assert holm(p) == pytest.approx(multipletests(p, method="holm")[1])
+    assert holm([]) == [] and holm([0.0, 1.0]) == [0, 1]
 
 
 # ---- power
@@ -238,14 +256,17 @@ def world(rng, prompts=40):
     return a.ravel().astype(float), b.ravel().astype(float), np.repeat(np.arange(prompts), 2)
 
 
+def false_positives(draw, worlds=2000, alpha=0.05):
+    rng, clusters = np.random.default_rng(1), np.repeat(np.arange(40), 2)
+    return sum(paired_permutation(*draw(rng), clusters, n=999).p <= alpha for _ in range(worlds)) / worlds
+
+
 def test_permutation_false_positives_are_near_alpha():
-    rng, worlds, alpha = np.random.default_rng(1), 1000, 0.05
-    found = 0
-    for _ in range(worlds):
-        a, b, clusters = world(rng)
-        found += paired_permutation(a, b, clusters, n=999).p <= alpha
-    tolerance = 3.5 * math.sqrt(alpha * (1 - alpha) / worlds)
-    assert alpha - 0.02 - tolerance <= found / worlds <= alpha + tolerance  # ties make the test a little conservative
+    tolerance = 3.5 * math.sqrt(0.05 * 0.95 / 2000)
+    margins = false_positives(lambda rng: rng.normal(size=(2, 40, 2)).reshape(2, 80) + np.repeat(rng.normal(size=40), 2))
+    assert margins == pytest.approx(0.05, abs=tolerance)
+    verdicts = false_positives(lambda rng: world(rng)[:2])
+    assert 0.015 <= verdicts <= 0.05 + tolerance  # ties make the test conservative
 
 
 def test_bootstrap_coverage_is_near_its_level():
@@ -257,8 +278,7 @@ def test_bootstrap_coverage_is_near_its_level():
         inside = lambda c: c.low <= 0.6 <= c.high
         by_prompt += inside(cluster_bootstrap(a, clusters, n=500, seed=i))
         by_pair += inside(cluster_bootstrap(a, n=500, seed=i))
-    print(by_prompt / worlds, by_pair / worlds)
-    assert 0.92 <= by_prompt / worlds <= 0.97
+    assert 0.92 <= by_prompt / worlds <= 0.97  # 0.949 and 0.918 with these seeds
     assert by_pair < by_prompt - 0.02 * worlds
 
 
@@ -334,5 +354,5 @@ def test_bad_input_is_one_clear_error(call, says):
 
 
 def test_import_is_light():
-    code = "import sys, rubriclab.core.stats; print([m for m in ('scipy', 'sklearn', 'statsmodels', 'pandas', 'torch') if m in sys.modules])"
+    code = "import sys, rubriclab.core.stats; print([m for m in ('scipy', 'sklearn', 'statsmodels', 'torch') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"

@@ -15,7 +15,7 @@ import numpy as np
 from pydantic import Field
 from .types import Value
 
-# %% ../../nbs/core/04_stats.ipynb #ae322a04
+# %% ../../nbs/core/04_stats.ipynb #0b8a656f
 FailedAs = Literal["wrong", "half", "skip"]
 
 class Measure(Value):
@@ -25,7 +25,8 @@ class Measure(Value):
     failed: int = Field(0, ge=0)
 
     def __repr__(self) -> str:
-        return f"{'undefined' if self.value is None else f'{self.value:z.3f}'}, n={self.n}" + (f", {self.failed} failed" if self.failed else "")
+        number = "undefined" if self.value is None else f"{self.value:z.3f}"
+        return f"{number}, n={self.n}" + (f", {self.failed} failed" if self.failed else "")
     __str__ = __repr__
 
 def _numbers(values: Sequence[float | bool | None], name: str) -> np.ndarray:
@@ -40,7 +41,7 @@ def _same_length(**given: Sequence[Any]) -> None:
     if len({len(v) for v in given.values()}) > 1:
         raise ValueError("give lists of one length: " + ", ".join(f"{k} has {len(v)}" for k, v in given.items()))
 
-# %% ../../nbs/core/04_stats.ipynb #70e6e1f3
+# %% ../../nbs/core/04_stats.ipynb #82ac7811
 def counted(correct: Sequence[float | bool | None], # True, False, 0.5 for a tie, None for a failure
             failed_as: FailedAs = "wrong", # count a failure as 0, as 0.5, or leave it out
            ) -> list[float | None]: # a number an item; None where it is left out
@@ -48,7 +49,7 @@ def counted(correct: Sequence[float | bool | None], # True, False, 0.5 for a tie
     instead = {"wrong": 0.0, "half": 0.5, "skip": None}
     if failed_as not in instead: raise ValueError(f"failed_as={failed_as!r}; use wrong, half or skip")
     x = _numbers(correct, "correct")
-    if bad := [v for v in x if not (np.isnan(v) or 0 <= v <= 1)]: raise ValueError(f"correct holds {bad[0]:g}; use True, False, 0.5 for a tie, or None")
+    if len(bad := x[(x < 0) | (x > 1)]): raise ValueError(f"correct holds {bad[0]:g}; use True, False, 0.5 for a tie, or None")
     return [instead[failed_as] if np.isnan(v) else float(v) for v in x]
 
 def accuracy(correct: Sequence[float | bool | None], # True, False, 0.5 for a tie, None for a failure
@@ -73,7 +74,7 @@ def consistency(first: Sequence[str | None], # the winner of each pair in one or
     a, b, failed = _both(first, second)
     return Measure(value=sum(x == y for x, y in zip(a, b)) / len(a) if a else None, n=len(a), failed=failed)
 
-# %% ../../nbs/core/04_stats.ipynb #99cade61
+# %% ../../nbs/core/04_stats.ipynb #9633f988
 def _as_codes(*lists: Sequence[Any]) -> tuple[list[list[int]], int]:
     "Labels as integers, the same in all lists, and how many labels there are."
     known = {label: i for i, label in enumerate(dict.fromkeys(v for values in lists for v in values))}
@@ -103,6 +104,7 @@ def macro_f1(gold: Sequence[Any], # the true label of each item
     value = float(f1_score(x, y, labels=labels, average="macro", zero_division=0)) if labels else None
     return Measure(value=value, n=len(a), failed=failed)
 
+# %% ../../nbs/core/04_stats.ipynb #b5f4c787
 def spearman(first: Sequence[float | None], # a number an item
              second: Sequence[float | None], # the other number; None for a failure
             ) -> Measure:
@@ -115,7 +117,7 @@ def spearman(first: Sequence[float | None], # a number an item
     value = float(spearmanr(x, y).statistic) if len(x) > 1 and np.ptp(x) and np.ptp(y) else None
     return Measure(value=value, n=len(x), failed=int((~kept).sum()))
 
-# %% ../../nbs/core/04_stats.ipynb #3e4db063
+# %% ../../nbs/core/04_stats.ipynb #0a591595
 class Interval(Value):
     "An estimate and its interval: over how many items in how many clusters, and how many items had failed."
     estimate: float | None
@@ -142,7 +144,7 @@ def _cluster_codes(clusters: Sequence[Any] | None, n: int, kept: np.ndarray) -> 
     names, codes = np.unique(np.asarray([str(c) for c in clusters])[kept], return_inverse=True)
     return codes, len(names)
 
-# %% ../../nbs/core/04_stats.ipynb #a3900571
+# %% ../../nbs/core/04_stats.ipynb #f42950b0
 _BLOCK = 4_000_000 # cells of a block: tens of MB, whatever the number of clusters
 
 def _blocks(n: int, width: int) -> Iterator[int]:
@@ -169,7 +171,7 @@ def _resampled_statistic(statistic: Callable[[np.ndarray], float | None], x: np.
     found = (statistic(x[np.concatenate([members[c] for c in d])]) for d in drawn)
     return np.array([np.nan if f is None else f for f in found], dtype=float)
 
-# %% ../../nbs/core/04_stats.ipynb #e45188cc
+# %% ../../nbs/core/04_stats.ipynb #820bd64c
 def _limits(samples: np.ndarray, level: float) -> dict[str, float]:
     "Percentile limits; none where the statistic is undefined on more than half of the resamples."
     if not 0 < level < 1: raise ValueError(f"level={level}; use a share between 0 and 1, such as 0.95")
@@ -187,7 +189,7 @@ def _present(values: Sequence[Any], is_mean: bool) -> tuple[np.ndarray, np.ndarr
     if is_mean and (x.ndim != 1 or x.dtype.kind not in "bif"): raise ValueError("values are not numbers; give the statistic of such rows")
     return x, kept
 
-# %% ../../nbs/core/04_stats.ipynb #66975da0
+# %% ../../nbs/core/04_stats.ipynb #981aac5e
 def cluster_bootstrap(values: Sequence[Any], # a number an item (a row of values for a statistic of several); None is left out
                       clusters: Sequence[Any] | None = None, # the prompt of each item; None: every item by itself
                       statistic: Callable[[np.ndarray], float | None] | None = None, # of the resampled values; None: the mean
@@ -211,7 +213,7 @@ def cluster_bootstrap(values: Sequence[Any], # a number an item (a row of values
     else: samples = _resampled_statistic(statistic, x, codes, n, rng)
     return Interval(estimate=float(estimate), **_limits(samples, level), **counts)
 
-# %% ../../nbs/core/04_stats.ipynb #1a79641c
+# %% ../../nbs/core/04_stats.ipynb #3212ba64
 def order_gap(correct: Sequence[float | bool | None], # right or not, an item a judgment in one order; None for a failure
               better_first: Sequence[bool], # whether the better answer stood first
               clusters: Sequence[Any] | None = None, # the prompt of each item
@@ -235,7 +237,7 @@ def order_gap(correct: Sequence[float | bool | None], # right or not, an item a 
     with np.errstate(invalid="ignore", divide="ignore"): samples = gap(_resampled_totals(per_cluster, n, np.random.default_rng(seed)))
     return Interval(estimate=estimate, **_limits(samples, level), **counts)
 
-# %% ../../nbs/core/04_stats.ipynb #8055a857
+# %% ../../nbs/core/04_stats.ipynb #11f3cf3f
 class Test(Value):
     "A paired test: the gap b minus a, its two-sided p-value, over how many pairs and clusters, and how many pairs had failed."
     __test__ = False # pytest would collect a class of this name
@@ -252,7 +254,7 @@ class Test(Value):
         return f"gap {gap}, p={self.p:.4f}{' (exact)' if self.exact else ''}, {where}" + (f", {self.failed} failed" if self.failed else "")
     __str__ = __repr__
 
-# %% ../../nbs/core/04_stats.ipynb #550aa56b
+# %% ../../nbs/core/04_stats.ipynb #a517eb19
 def _differences(a: Sequence[float | bool | None], b: Sequence[float | bool | None], clusters: Sequence[Any] | None,
                 ) -> tuple[np.ndarray, int, int]: # mean difference of each cluster, pairs used, pairs left out
     "Per-cluster means of b minus a over the items that both have."
@@ -263,7 +265,7 @@ def _differences(a: Sequence[float | bool | None], b: Sequence[float | bool | No
     means = np.bincount(codes, d[kept], k) / np.bincount(codes, minlength=k) # no cluster, no means: two empty arrays
     return means, int(kept.sum()), int((~kept).sum())
 
-# %% ../../nbs/core/04_stats.ipynb #9a87bd11
+# %% ../../nbs/core/04_stats.ipynb #8557372a
 def _sign_flips(d: np.ndarray, # (clusters,) differences, none of them zero
                 n: int, # random flips
                 seed: int, # of the flips
@@ -272,7 +274,7 @@ def _sign_flips(d: np.ndarray, # (clusters,) differences, none of them zero
     k, total = len(d), d.sum()
     reach = abs(total) - 1e-12 * np.abs(d).sum() # sums equal but for the order of additions are ties
     far = lambda bits: int((np.abs(2 * (bits.astype(float) @ d) - total) >= reach).sum())
-    if 2.0 ** k <= n:
+    if k < int(n).bit_length(): # 2 ** k <= n
         return far(np.arange(2 ** k)[:, None] >> np.arange(k) & 1) / 2 ** k, True
     rng, width = np.random.default_rng(seed), (k + 7) // 8
     draw = lambda rows: np.unpackbits(np.frombuffer(rng.bytes(rows * width), np.uint8).reshape(rows, width), axis=1)[:, :k]
@@ -290,7 +292,7 @@ def paired_permutation(a: Sequence[float | bool | None], # one arm's value for e
     p, exact = _sign_flips(d[d != 0], n, seed) # a zero is the same either way
     return Test(gap=float(d.mean()) if len(d) else None, p=p, n=pairs, clusters=len(d), exact=exact, failed=failed)
 
-# %% ../../nbs/core/04_stats.ipynb #33f4a4f3
+# %% ../../nbs/core/04_stats.ipynb #96662e37
 def mcnemar(a: Sequence[bool | None], # whether one arm is right on each pair; a pair with None in either is left out
             b: Sequence[bool | None], # whether the other is
            ) -> Test:
@@ -300,19 +302,23 @@ def mcnemar(a: Sequence[bool | None], # whether one arm is right on each pair; a
     x, y = _numbers(a, "a"), _numbers(b, "b")
     kept = ~np.isnan(x + y)
     x, y = x[kept], y[kept]
-    if not np.isin(np.concatenate([x, y]), (0, 1)).all(): raise ValueError("McNemar's test takes True and False only; use paired_permutation where there are ties")
+    if not np.isin([x, y], (0, 1)).all(): raise ValueError("McNemar's test takes True and False; for ties use paired_permutation")
     up, down = int((y > x).sum()), int((y < x).sum())
     p = float(binomtest(up, up + down).pvalue) if up + down else 1.0
-    return Test(gap=(up - down) / len(x) if len(x) else None, p=min(p, 1.0), n=len(x), clusters=len(x), exact=True, failed=int((~kept).sum()))
+    gap = (up - down) / len(x) if len(x) else None
+    return Test(gap=gap, p=min(p, 1.0), n=len(x), clusters=len(x), exact=True, failed=int((~kept).sum()))
 
+# %% ../../nbs/core/04_stats.ipynb #183f679b
 def holm(pvalues: Sequence[float], # of a family of tests
         ) -> list[float]: # adjusted, in the same order
     "Holm's step-down adjustment (1979): reject where the adjusted p is at most alpha, and the family's error is at most alpha."
-    from statsmodels.stats.multitest import multipletests
     if bad := [p for p in pvalues if not 0 <= p <= 1]: raise ValueError(f"{bad[0]} is no p-value; use numbers from 0 to 1")
-    return [float(p) for p in multipletests(pvalues, method="holm")[1]] if len(pvalues) else []
+    order = np.argsort(pvalues, kind="stable")
+    adjusted = np.empty(len(order))
+    adjusted[order] = np.maximum.accumulate(np.asarray(pvalues, float)[order] * np.arange(len(order), 0, -1)).clip(max=1)
+    return adjusted.tolist()
 
-# %% ../../nbs/core/04_stats.ipynb #2e121192
+# %% ../../nbs/core/04_stats.ipynb #fba7e310
 def _z(share: float, name: str) -> float:
     from scipy.special import ndtri
     if not 0 < share < 1: raise ValueError(f"{name} must lie between 0 and 1")
@@ -322,6 +328,7 @@ def _positive(**given: float) -> None:
     for name, v in given.items():
         if not v > 0 or not math.isfinite(v): raise ValueError(f"{name}={v}; give a number above 0")
 
+# %% ../../nbs/core/04_stats.ipynb #63c2cd44
 def sample_size(gap: float, # mean difference to be found
                 sd: float, # standard deviation of the per-prompt differences
                 power: float = 0.8, # the chance to find it
@@ -350,7 +357,7 @@ def detectable_gap(n: int, # prompts
     _positive(n=n, sd=sd)
     return max(0.0, _z(1 - alpha / 2, "alpha") + _z(power, "power")) * sd / math.sqrt(n)
 
-# %% ../../nbs/core/04_stats.ipynb #a27b4c2f
+# %% ../../nbs/core/04_stats.ipynb #9bf54106
 class Comparison(Value):
     "Arm b against arm a over the same pairs. `claimed`: b is better, after the adjustment for the other comparisons."
     a: str = "a"
@@ -367,12 +374,14 @@ class Comparison(Value):
     def row(self) -> dict[str, Any]:
         "One row of a table."
         small = lambda x: "" if x is None else f"{x:.3f}"
-        return {"ordering": f"{self.a} < {self.b}", "gap": str(self.gap), "p": f"{self.p:.4f}", "p (Holm)": "" if self.p_adjusted is None else f"{self.p_adjusted:.4f}",
-                "sd": small(self.sd), "detectable": small(self.detectable), "claimed": "" if self.claimed is None else "yes" if self.claimed else "no"}
+        return {"ordering": f"{self.a} < {self.b}", "gap": str(self.gap), "p": f"{self.p:.4f}",
+                "p (Holm)": "" if self.p_adjusted is None else f"{self.p_adjusted:.4f}", "sd": small(self.sd),
+                "detectable": small(self.detectable), "claimed": {None: "", True: "yes", False: "no"}[self.claimed]}
 
     def __repr__(self) -> str: return "; ".join(f"{k} {v}" if k != "ordering" else v for k, v in self.row.items() if v)
     __str__ = __repr__
 
+# %% ../../nbs/core/04_stats.ipynb #57470eea
 def compare(a: Sequence[float | bool | None], # one arm's value for each pair; a pair with None in either is left out and counted
             b: Sequence[float | bool | None], # the other arm's
             clusters: Sequence[Any] | None = None, # the prompt of each pair
@@ -390,7 +399,7 @@ def compare(a: Sequence[float | bool | None], # one arm's value for each pair; a
     found = None if sd is None else 0.0 if sd == 0 else detectable_gap(len(d), sd, power, alpha)
     return Comparison(gap=gap, p=test.p, exact=test.exact, sd=sd, detectable=found)
 
-# %% ../../nbs/core/04_stats.ipynb #0e5aae01
+# %% ../../nbs/core/04_stats.ipynb #a21b6fe5
 def orderings(chain: Sequence[tuple[str, str]], # (worse arm, better arm), a link each
               values: Mapping[str, Sequence[float | bool | None]], # by arm, aligned by pair; what a failure counts is the caller's choice
               clusters: Sequence[Any] | None = None, # the prompt of each pair
@@ -402,6 +411,7 @@ def orderings(chain: Sequence[tuple[str, str]], # (worse arm, better arm), a lin
     "Test each link of a claimed order; ValueError for an arm that has no values."
     for name in dict.fromkeys(arm for link in chain for arm in link):
         if name not in values: raise ValueError(f"no values for arm {name!r}; arms: {', '.join(values)}")
-    found = [compare(values[a], values[b], clusters, n=n, level=level, alpha=alpha / len(chain), seed=seed).replace(a=a, b=b) for a, b in chain]
+    options = dict(n=n, level=level, alpha=alpha / max(len(chain), 1), seed=seed)
+    found = [compare(values[a], values[b], clusters, **options).replace(a=a, b=b) for a, b in chain]
     right_way = lambda c: c.gap.estimate is not None and c.gap.estimate > 0
     return [c.replace(p_adjusted=p, claimed=bool(p <= alpha and right_way(c))) for c, p in zip(found, holm([c.p for c in found]))]
