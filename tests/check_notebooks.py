@@ -19,7 +19,9 @@ def main() -> int:
         tools = Path(sys.executable).parent
         for tool in ("nbdev-clean", "nbdev-export"): subprocess.run([tools / tool], cwd=copy, check=True)
         before, after = files(ROOT), files(copy)
+        readme = subprocess.run([sys.executable, ROOT / "tests" / "make_readme.py", "--check"], capture_output=True, text=True)
         wrong = sorted(set(before) ^ set(after)) + sorted(k for k in set(before) & set(after) if not filecmp.cmp(before[k], after[k], shallow=False))
+        if readme.returncode: wrong.append(f"README.md ({readme.stderr.strip()})")
         for name in wrong: print(f"not clean or not exported: {name}")
         print(f"check-notebooks: {len(before)} files, {len(wrong)} differ from what nbdev-clean and nbdev-export make of them")
         return 1 if wrong else 0

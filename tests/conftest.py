@@ -1,0 +1,25 @@
+"""Shared fixtures: the command line, and one smoke run that several tests look at."""
+import json, os, subprocess, sys
+from pathlib import Path
+import pytest
+
+COMMAND = str(Path(sys.executable).with_name("rubriclab"))
+
+
+def command(*args, **env):
+    "Run `rubriclab` as a person would."
+    return subprocess.run([COMMAND, *map(str, args)], capture_output=True, text=True, env={**os.environ, **env}, timeout=900)
+
+
+@pytest.fixture(scope="session")
+def smoke(tmp_path_factory):
+    "Two identical smoke runs of OpenRubrics; the second comes from the store of the first."
+    home = tmp_path_factory.mktemp("smoke")
+    env = {"RUBRICLAB_CACHE_DIR": os.environ.get("RUBRICLAB_CACHE_DIR") or str(Path("~/.cache/rubriclab").expanduser())}
+    folders = []
+    for _ in range(2):
+        done = command("run", "openrubrics", "--recipe", "smoke", "--results-dir", home, **env)
+        assert done.returncode == 0, done.stdout + done.stderr
+        folders.append(max((home / "openrubrics").iterdir(), key=lambda p: (p.stat().st_mtime, p.name)))
+    return {"folders": folders, "screen": done.stdout, "metrics": json.loads((folders[0] / "metrics.json").read_text()),
+            "items": [json.loads(line) for line in open(folders[0] / "items.jsonl")]}
