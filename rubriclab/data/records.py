@@ -50,7 +50,7 @@ def _jsonl(f: BinaryIO, name: str) -> Found:
         raw = raw.removeprefix(b"\xef\xbb\xbf") if n == 1 else raw
         if raw.strip(): yield (where := Where(name, n)), _object(raw, where)
 
-# %% ../../nbs/data/00_records.ipynb #878dccca
+# %% ../../nbs/data/00_records.ipynb #ab9063ed
 _CHUNK = 1 << 16
 _GAP = re.compile(r"[\s,]*")
 
@@ -74,6 +74,7 @@ def _array(text: io.TextIOBase, buffer: str, name: str) -> Found:
         yield where, row if isinstance(row, dict) else RecordError(where, None, f"a {type(row).__name__}, not an object", "write a list of objects")
         at, line = end, line + buffer.count("\n", at, end)
 
+# %% ../../nbs/data/00_records.ipynb #a6837b06
 def _json(f: BinaryIO, name: str) -> Found:
     text = io.TextIOWrapper(f, encoding="utf-8-sig")
     head = text.read(_CHUNK)
@@ -86,7 +87,7 @@ def _json(f: BinaryIO, name: str) -> Found:
             yield where, row if isinstance(row, dict) else RecordError(where, None, f"a {type(row).__name__}, not an object", "write objects")
     else: yield Where(name), whole if isinstance(whole, RecordError) else RecordError(Where(name), None, "holds no list", "write a list of objects")
 
-# %% ../../nbs/data/00_records.ipynb #db47326f
+# %% ../../nbs/data/00_records.ipynb #a1dadc61
 def _unpack(row: Mapping[str, Any], where: Where) -> dict[str, Any] | RecordError:
     "A table row without its empty cells, `:json` cells decoded."
     out = {}
@@ -96,7 +97,8 @@ def _unpack(row: Mapping[str, Any], where: Where) -> dict[str, Any] | RecordErro
         if not name.endswith(":json"): out[name] = value if isinstance(value, (str, int, float, list, dict)) else str(value)
         else:
             try: out[name.removesuffix(":json")] = json.loads(value, parse_constant=_refuse)
-            except (ValueError, TypeError) as e: return RecordError(where, name, f"not JSON ({e})", "write JSON, or drop `:json` from the column's name")
+            except (ValueError, TypeError) as e:
+                return RecordError(where, name, f"not JSON ({e})", "write JSON, or drop `:json` from the column's name")
     return out
 
 def _csv(f: BinaryIO, name: str) -> Found:
@@ -110,7 +112,7 @@ def _csv(f: BinaryIO, name: str) -> Found:
             line = rows.line_num + 1
     except csv.Error as e: yield Where(name, rows.line_num), RecordError(Where(name, rows.line_num), None, str(e), "save the file as UTF-8 CSV")
 
-# %% ../../nbs/data/00_records.ipynb #d30720c1
+# %% ../../nbs/data/00_records.ipynb #f050ae46
 def needed(module: str, # a module of an optional dependency
            what: str, # what needs it
           ) -> Any: # the module
@@ -135,16 +137,17 @@ def _from_disk(folder: Path, name: str) -> Found:
         raise ValueError(f"{name} holds the splits {', '.join(splits)}; name one, for example {name}/{splits[0]}")
     return _dataset(needed("datasets", "a saved dataset").load_from_disk(str(folder)), name)
 
-def hub_rows(name: str, # `owner/name?split=train&config=C&revision=R`
+def hub_rows(name: str, # `owner/name?split=train&config=C&revision=R&data_dir=D`
             ) -> Found:
     "Rows of a dataset on the Hugging Face hub, streamed. The split is `train` where none is named."
     path, _, query = name.partition("?")
     options = {"split": "train"} | dict(parse_qsl(query))
-    if unknown := set(options) - {"split", "config", "revision"}: raise ValueError(f"hf:{name}: unknown option {min(unknown)!r}; use split, config, revision")
+    unknown = set(options) - {"split", "config", "revision", "data_dir"}
+    if unknown: raise ValueError(f"hf:{name}: unknown option {min(unknown)!r}; use split, config, revision, data_dir")
     rows = needed("datasets", f"hf:{path}").load_dataset(path, options.pop("config", None), streaming=True, **options)
     return _dataset(rows, f"hf:{name}")
 
-# %% ../../nbs/data/00_records.ipynb #58ab3796
+# %% ../../nbs/data/00_records.ipynb #05c4b793
 _TEXT: dict[str, Callable[[BinaryIO, str], Found]] = {".jsonl": _jsonl, ".ndjson": _jsonl, ".json": _json, ".csv": _csv}
 
 def _format(path: Path) -> str:
@@ -173,7 +176,7 @@ def read_rows(path: str | Path, # a file, a saved dataset's folder, or `hf:owner
         if isinstance(row, RecordError): raise row
         yield where.number, row
 
-# %% ../../nbs/data/00_records.ipynb #8170383b
+# %% ../../nbs/data/00_records.ipynb #08a48fe1
 _ID = ("id", "pair_id", "prompt_id")
 _PROMPT = ("prompt", "instruction", "question", "input", "query")
 _A = ("response_a", "response_A", "response_1", "response1", "output_1", "answer_a", "completion_a")
@@ -201,7 +204,7 @@ def _turns(value: Any, field: str, where: Where) -> tuple[Message, ...]:
         turns.append(Message(role=_ROLES[role], content=content))
     return tuple(turns)
 
-# %% ../../nbs/data/00_records.ipynb #3aa2ef76
+# %% ../../nbs/data/00_records.ipynb #b2310157
 def _answer(row: Mapping[str, Any], field: str, where: Where) -> tuple[tuple[Message, ...], str]:
     "The turns before an answer (none where it is a text), and the answer."
     value = row[field]
@@ -210,28 +213,31 @@ def _answer(row: Mapping[str, Any], field: str, where: Where) -> tuple[tuple[Mes
         turns = dialogue(value)
     elif isinstance(value, (list, tuple)) and value: turns = _turns(value, field, where)
     else: raise RecordError(where, field, f"is {value!r:.40}", "write the answer as text or as a conversation")
-    if turns[-1].role != "assistant": raise RecordError(where, field, f"ends with a turn of the {turns[-1].role}", "end it with the assistant's answer")
+    if turns[-1].role != "assistant":
+        raise RecordError(where, field, f"ends with a turn of the {turns[-1].role}", "end it with the assistant's answer")
     return turns[:-1], turns[-1].content
 
 def _prompt(row: Mapping[str, Any], before: Sequence[tuple[Message, ...]], where: Where) -> tuple[Any, set[str]]:
     "The prompt, and the fields that it was read from."
     name = _first(row, _PROMPT)
     context = next(filter(None, before), ())
-    if len(set(filter(None, before))) > 1: raise RecordError(where, "rejected", "its conversation before the answer differs from that of the other answer", "compare answers to one prompt")
+    if len(set(filter(None, before))) > 1:
+        raise RecordError(where, "rejected", "its conversation differs from that of the other answer", "compare answers to one prompt")
     if context and (name is None or len(context) > 1):
         alone = len(context) == 1 and context[0].role == "user"
         return (context[0].content if alone else context), {name} if name else set()
     if name is None: raise RecordError(where, "prompt", "is missing", f"name the request {', '.join(_PROMPT[:-1])} or {_PROMPT[-1]}")
-    if name == "instruction" and row.get("input") and isinstance(row["input"], str): return f"{row['instruction']}\n\n{row['input']}", {"instruction", "input"}
+    if name == "instruction" and row.get("input") and isinstance(row["input"], str): # Alpaca's layout
+        return f"{row['instruction']}\n\n{row['input']}", {"instruction", "input"}
     value = row[name]
     if isinstance(value, (list, tuple)): value = _turns(value, name, where)
     if not isinstance(value, (str, tuple)): raise RecordError(where, name, f"is {value!r:.40}", "write the request as text or as a conversation")
     if not value: raise RecordError(where, name, "is empty", "write the request that both answers reply to")
     return value, {name}
 
-# %% ../../nbs/data/00_records.ipynb #7077e0f7
+# %% ../../nbs/data/00_records.ipynb #4062ab07
 _LABELS = {"a": "A", "b": "B", "tie": "tie", "1": "A", "2": "B", "a>b": "A", "b>a": "B", "a>>b": "A", "b>>a": "B", "a=b": "tie", "b=a": "tie",
-           "response_a": "A", "response_b": "B", "model_a": "A", "model_b": "B"}
+           "response_a": "A", "response_b": "B", "responsea": "A", "responseb": "B", "model_a": "A", "model_b": "B"}
 
 def as_label(value: Any, # `A`, `B>A`, 1, `model_b`, `tie`, None, ...
              field: str = "label", # for the error
@@ -249,14 +255,17 @@ def _label(row: Mapping[str, Any], where: Where) -> tuple[str | None, set[str]]:
     name = _first(row, names)
     return (as_label(row[name], name, where), {name}) if name else (None, {"label"})
 
-# %% ../../nbs/data/00_records.ipynb #c2643d75
+# %% ../../nbs/data/00_records.ipynb #89e794bb
 _RUBRIC = ("rubric", "rubric_file", "rubric_source", "rubric_engine", "rubric_seed")
 
 def _rubric_text(row: Mapping[str, Any], where: Where) -> Any:
     "What stands in `rubric`, or in the file that `rubric_file` names."
     if row.get("rubric") or not row.get("rubric_file"): return row.get("rubric")
-    path = Path(where.file).parent / str(row["rubric_file"])
-    if not Path(where.file).exists() or not path.is_file(): raise RecordError(where, "rubric_file", f"{row['rubric_file']!r} is not beside the data", "give its path from the data's folder")
+    folder = Path(where.file).expanduser().resolve().parent
+    path = (folder / str(row["rubric_file"])).resolve()
+    # Data may come from strangers: it can name files beside it, and no others.
+    if not Path(where.file).expanduser().exists() or not path.is_relative_to(folder) or not path.is_file():
+        raise RecordError(where, "rubric_file", f"{row['rubric_file']!r} is not beside the data", "give its path from the data's folder")
     return path.read_text(encoding="utf-8")
 
 def _rubric(row: Mapping[str, Any], where: Where) -> Rubric | None:
@@ -281,7 +290,7 @@ def _two(message: str) -> tuple[str, str]:
     problem, _, fix = message.partition("; ")
     return problem, fix or "write a list of criteria, each with a `text`"
 
-# %% ../../nbs/data/00_records.ipynb #342666ae
+# %% ../../nbs/data/00_records.ipynb #c774da69
 def _content_id(prompt: Any, answers: Sequence[str]) -> str:
     text = json.dumps([as_text(prompt), *answers], ensure_ascii=False)
     return "p-" + hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:12]
@@ -299,10 +308,11 @@ def _id(row: Mapping[str, Any], where: Where) -> tuple[str | None, set[str]]:
     "The id, and the field that it was read from. A prompt's id stays in `meta` too: several pairs may share it."
     name = next((n for n in _ID if row.get(n) not in (None, "")), None)
     if name is None: return None, {"id"}
-    if isinstance(row[name], bool) or not isinstance(row[name], (str, int)): raise RecordError(where, name, f"is {row[name]!r:.40}", "write a text or a number")
+    if isinstance(row[name], bool) or not isinstance(row[name], (str, int)):
+        raise RecordError(where, name, f"is {row[name]!r:.40}", "write a text or a number")
     return str(row[name]), {name, "id"} - {"prompt_id"}
 
-# %% ../../nbs/data/00_records.ipynb #98f295e4
+# %% ../../nbs/data/00_records.ipynb #f8176c24
 def as_pair(row: Mapping[str, Any], # one record in any of the known layouts
             where: Where = Where(), # its place, for errors
            ) -> Pair: # a PreferencePair, or an AnswerPair with or without a label
@@ -323,7 +333,7 @@ def as_pair(row: Mapping[str, Any], # one record in any of the known layouts
         return AnswerPair(response_a=answer_a, response_b=answer_b, label=label, **common)
     except ValidationError as e: raise RecordError(where, str(e.errors()[0]["loc"][0]), _reason(e), "correct the value") from e
 
-# %% ../../nbs/data/00_records.ipynb #9b857050
+# %% ../../nbs/data/00_records.ipynb #f8f1eb9a
 _OWN = {"id", "prompt", "chosen", "rejected", "response_a", "response_b", "label", "source", "meta", *_RUBRIC}
 
 def _rubric_fields(rubric: Rubric) -> dict[str, Any]:
@@ -343,7 +353,7 @@ def row_of(pair: Pair, # what to write
     inside = {k: v for k, v in pair.meta.items() if k in _OWN}
     return row | {k: v for k, v in pair.meta.items() if k not in _OWN} | ({"meta": inside} if inside else {})
 
-# %% ../../nbs/data/00_records.ipynb #a9b05e89
+# %% ../../nbs/data/00_records.ipynb #a061bb7c
 class Pairs(Table):
     "Pairs that were read, and the rows that were not."
     def __init__(self, pairs: Iterable[Pair] = (), skipped: Iterable[RecordError] = ()) -> None:
@@ -355,7 +365,7 @@ class Pairs(Table):
 
     def _repr_markdown_(self) -> str:
         bad = "\n".join(f"- {e}" for e in self.skipped[:5])
-        return super()._repr_markdown_() + (f"\n\n*{len(self.skipped):,} bad rows skipped*\n{bad}" if bad else "")
+        return super()._repr_markdown_() + (f"\n\n*skipped as bad: {len(self.skipped):,}*\n{bad}" if bad else "")
 
 def read_pairs(path: str | Path, # a file, a saved dataset's folder, or `hf:owner/name?split=train`
                keep_going: bool = False, # keep the good rows; the bad ones are listed in `.skipped`
@@ -367,14 +377,15 @@ def read_pairs(path: str | Path, # a file, a saved dataset's folder, or `hf:owne
             if isinstance(row, RecordError): raise row
             pair = as_pair(row, where)
             if (other := seen.setdefault(pair.id, where)) is not where:
-                raise RecordError(where, "id", f"{pair.id!r} stands at {other.unit} {other.number} too", "give every pair an id of its own, and a repeated row once")
+                problem = f"{pair.id!r} stands at {other.unit} {other.number} too"
+                raise RecordError(where, "id", problem, "give every pair an id of its own, and a repeated row once")
             pairs.append(pair)
         except RecordError as e:
             if not keep_going: raise
             pairs.skipped.append(e)
     return pairs
 
-# %% ../../nbs/data/00_records.ipynb #2ccae542
+# %% ../../nbs/data/00_records.ipynb #8db6e627
 def prompt_key(pair: Any, # a pair or a ranking
               ) -> str: # sixteen hex digits
     "The same for prompts that differ only in case, spacing and punctuation: what tests are clustered by, and what splits must not share."
@@ -382,7 +393,7 @@ def prompt_key(pair: Any, # a pair or a ranking
     folded = " ".join(re.findall(r"\w+", unicodedata.normalize("NFKC", text).casefold()))
     return hashlib.sha256((folded or text).encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
-# %% ../../nbs/data/00_records.ipynb #a7816339
+# %% ../../nbs/data/00_records.ipynb #36bc800d
 def _dump(row: Mapping[str, Any], n: int, path: Path) -> str:
     "One line of strict JSON."
     try: return json.dumps(row, ensure_ascii=False, allow_nan=False)
@@ -409,7 +420,7 @@ def _plain_arrow(values: list[Any]) -> bool:
     if kinds == {int}: return all(-2**63 <= v < 2**63 for v in values)
     return len(kinds) == 1 and kinds <= {str, float, bool}
 
-# %% ../../nbs/data/00_records.ipynb #8ea6cbac
+# %% ../../nbs/data/00_records.ipynb #6960b40e
 def _write_jsonl(path: Path, lines: Iterable[str]) -> None:
     with open(path, "wb") as raw, (gzip.GzipFile(fileobj=raw, mode="wb", mtime=0, filename="") if path.suffix == ".gz" else raw) as f:
         for line in lines: f.write(line.encode() + b"\n")
@@ -435,7 +446,7 @@ def _write_dataset(path: Path, lines: Iterable[str]) -> None:
 
 _WRITERS = {".jsonl": _write_jsonl, ".ndjson": _write_jsonl, ".json": _write_json, ".csv": _write_csv, ".parquet": _write_parquet, "": _write_dataset}
 
-# %% ../../nbs/data/00_records.ipynb #7ae824ce
+# %% ../../nbs/data/00_records.ipynb #5b30ecf2
 @contextmanager
 def _atomic(path: Path) -> Iterator[Path]:
     "A place beside `path` that takes its name when all went well."

@@ -6,8 +6,8 @@
 __all__ = ['SCHEMES', 'Request', 'ScoreRequest', 'FeatureRequest', 'Backend', 'dump_result', 'load_result', 'request_text',
            'Tally', 'Engine', 'score', 'features', 'parse_spec', 'engine']
 
-# %% ../../nbs/engines/00_engine.ipynb #f490e5c7
-import base64, hashlib, importlib, json, sys
+# %% ../../nbs/engines/00_engine.ipynb #4e058059
+import base64, hashlib, importlib, inspect, json, sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Protocol
@@ -186,7 +186,7 @@ class _bar:
     def __exit__(self, *error: Any) -> None:
         if self.bar is not None: self.bar.close()
 
-# %% ../../nbs/engines/00_engine.ipynb #1655c6ed
+# %% ../../nbs/engines/00_engine.ipynb #1eda1c42
 SCHEMES = {"fake": "rubriclab.engines.fake", "replay": "rubriclab.engines.replay", "smollm2": "rubriclab.engines.bundled",
            "hf": "rubriclab.engines.hf", "vllm": "rubriclab.engines.vllm", "api": "rubriclab.engines.api", "plan": "rubriclab.engines.plan"}
 
@@ -206,9 +206,9 @@ def _backend(spec: str) -> Backend:
     "One backend a name and process: a model is loaded once."
     scheme, target, options = parse_spec(spec)
     module = importlib.import_module(SCHEMES[scheme])
-    known = getattr(module.open_backend, "__kwdefaults__", None) or {}
-    if unknown := sorted(set(options) - set(known)):
-        raise ValueError(f"engine {spec!r} has no option {unknown[0]!r}; it knows {', '.join(sorted(known)) or 'none'}")
+    known = inspect.signature(module.open_backend).parameters
+    if not any(p.kind is p.VAR_KEYWORD for p in known.values()) and (unknown := sorted(set(options) - set(known))):
+        raise ValueError(f"engine {spec!r} has no option {unknown[0]!r}; it knows {', '.join(list(known)[1:]) or 'none'}")
     return module.open_backend(target, **options)
 
 def engine(spec: "str | Engine | None" = None, # a name, an engine, or None for the setting `engine`

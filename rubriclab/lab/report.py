@@ -19,7 +19,7 @@ from ..rubrics.consistency import Kept
 
 if TYPE_CHECKING: from matplotlib.figure import Figure
 
-# %% ../../nbs/lab/03_report.ipynb #30ad0d94
+# %% ../../nbs/lab/03_report.ipynb #608af80b
 def prompt_of(pair: Pair) -> str: # the id that pairs of one prompt share
     "The cluster of a pair."
     return str(pair.meta.get("prompt_id", pair.id))
@@ -45,7 +45,7 @@ def rubric_rows(data: str, # what the rubrics were written from
     rows = []
     for p, r in zip(pairs, rubrics, strict=True):
         rubric, failure = (r.rubric, r.failure) if isinstance(r, Kept) else (None, r) if isinstance(r, Failure) else (r, None)
-        rows.append({"kind": "rubric", "data": data, "arm": arm, "pair": p.id, "prompt": prompt_of(p), "attempts": getattr(r, "attempts", 1),
+        rows.append({"kind": "rubric", "data": data, "arm": arm, "pair": p.id, "prompt": prompt_of(p), "history": list(r.history) if isinstance(r, Kept) else [],
                      "criteria": len(rubric) if rubric else 0, "untagged": rubric.untagged if rubric else 0,
                      "text": str(rubric) if rubric else None, "failure": failure.model_dump(mode="json", include={"reason", "detail"}) if failure else None})
     return rows
@@ -165,7 +165,7 @@ def paper_text(rows: Sequence[PaperRow]) -> str: # for a terminal
     line = lambda cells: "  ".join(c.ljust(w) for c, w in zip(cells, width)).rstrip()
     return "\n".join([line(head), line(["-" * w for w in width]), *map(line, body)])
 
-# %% ../../nbs/lab/03_report.ipynb #fa5ba5ef
+# %% ../../nbs/lab/03_report.ipynb #8ad35b01
 def _axes(width: float, height: float, title: str) -> tuple[Any, Any]:
     import matplotlib.pyplot as plt
     import seaborn as sns
@@ -188,10 +188,10 @@ def plot_accuracy(arms: Sequence[Mapping[str, Any]], title: str) -> "Figure":
         ax.plot(a["accuracy"], y, "o", color="black", ms=7)
     ax.axvline(0.5, color="0.5", ls="--", lw=1)
     ax.set(yticks=range(len(arms)), yticklabels=[f"{a['arm']}  (n={a['n']})" for a in arms], xlim=(0, 1), xlabel="accuracy, mean of both orders, 95% interval (dashed: chance)")
-    ax.invert_yaxis()
+    ax.set_ylim(len(arms) - 0.4, -0.6)
     return _close(fig)
 
-# %% ../../nbs/lab/03_report.ipynb #a2c44ee5
+# %% ../../nbs/lab/03_report.ipynb #2537d82b
 def plot_order_gap(arms: Sequence[Mapping[str, Any]], title: str) -> "Figure":
     "Accuracy with the better answer first minus with it second, by arm, with intervals."
     arms = [a for a in arms if a["order_gap"] is not None]
@@ -202,7 +202,7 @@ def plot_order_gap(arms: Sequence[Mapping[str, Any]], title: str) -> "Figure":
     ax.axvline(0, color="black", lw=1)
     ax.set(yticks=range(len(arms)), yticklabels=[a["arm"] for a in arms], xlim=(-1.05, 1.05),
            xlabel="order gap: accuracy with the better answer first minus second, 95% interval")
-    ax.invert_yaxis()
+    ax.set_ylim(len(arms) - 0.4, -0.6)
     return _close(fig)
 
 def plot_margins(arms: Mapping[str, Sequence[Mapping[str, Any]]], title: str) -> "Figure":
