@@ -228,12 +228,12 @@ def complete(self: ApiBackend, requests: Sequence[Request]) -> Iterator[tuple[in
 
 ApiBackend.probe, ApiBackend.run, ApiBackend.complete = _probe, _run, complete
 
-# %% ../../nbs/engines/05_api.ipynb #a1c615b3
+# %% ../../nbs/engines/05_api.ipynb #870f6807
 class Read(NamedTuple):
     "One question: the log-probabilities of `ids` straight after `tokens`."
     tokens: tuple[int, ...]
     ids: tuple[int, ...]
-    choices: tuple[int, ...] # the choice that each of the ids belongs to
+    choices: tuple[tuple[int, ...], ...] # the choices that each of the ids belongs to
 
 MOST_IDS = 128 # vLLM takes no more in one request
 MOST_READS = 16 # beyond this many places, whole choices are read instead
@@ -242,10 +242,14 @@ def reads_of(prompt: list[int], # tokens of the prompt
              choices: Sequence[list[int]], # tokens of the prompt with each choice
             ) -> list[Read]:
     "The reads that give every choice's score; ValueError where a choice adds no token."
-    places: dict[tuple[int, ...], list[tuple[int, int]]] = {}
+    places: dict[tuple[int, ...], dict[int, list[int]]] = {}
     for row in rows_of(0, prompt, choices):
-        for choice, at, token in row.reads: places.setdefault(tuple(row.tokens[:at + 1]), []).append((token, choice))
-    return [Read(tokens, *zip(*asked[i:i + MOST_IDS])) for tokens, asked in places.items() for i in range(0, len(asked), MOST_IDS)]
+        for choice, at, token in row.reads: places.setdefault(tuple(row.tokens[:at + 1]), {}).setdefault(token, []).append(choice)
+    reads = []
+    for tokens, asked in sorted(places.items(), key=lambda place: len(place[0])):
+        ids, owners = tuple(asked), tuple(map(tuple, asked.values()))
+        reads += [Read(tokens, ids[i:i + MOST_IDS], owners[i:i + MOST_IDS]) for i in range(0, len(ids), MOST_IDS)]
+    return reads
 
 # %% ../../nbs/engines/05_api.ipynb #2b474dbf
 class Tokens(NamedTuple):
@@ -296,7 +300,7 @@ async def _read_whole(self: ApiBackend, http: "aiohttp.ClientSession", tokens: l
 
 ApiBackend.read, ApiBackend.read_whole = _read, _read_whole
 
-# %% ../../nbs/engines/05_api.ipynb #32df1a8f
+# %% ../../nbs/engines/05_api.ipynb #8215104b
 async def _exact(self: ApiBackend, http: "aiohttp.ClientSession", request: ScoreRequest) -> Scores | Failure:
     "Teacher-forced scores from a vLLM server."
     t = await self.tokens(http, request)
@@ -308,13 +312,13 @@ async def _exact(self: ApiBackend, http: "aiohttp.ClientSession", request: Score
         found = [await self.read(http, r) for r in reads] # one after the other: the later ones find the earlier ones in the prefix cache
         parts = list(zip([r.choices for r in reads], found))
     else:
-        found = [await self.read_whole(http, c, min(len(r.tokens) for r in reads)) for c in t.choices]
-        parts = [((i,), f if isinstance(f, Failure) else ([f[0]], f[1])) for i, f in enumerate(found)]
+        found = [await self.read_whole(http, c, len(reads[0].tokens)) for c in t.choices]
+        parts = [(((i,),), f if isinstance(f, Failure) else ([f[0]], f[1])) for i, f in enumerate(found)]
     usage = Usage()
-    for choices, part in parts:
+    for owners, part in parts:
         if isinstance(part, Failure): return part
         usage += part[1]
-        for c, x in zip(choices, part[0]): sums[c] += x
+        for c, x in ((c, x) for cs, x in zip(owners, part[0]) for c in cs): sums[c] += x
     return _scores(sums, "as served", True, usage)
 
 def _scores(values: list[float], precision: str, exact: bool, usage: Usage) -> Scores | Failure:

@@ -133,25 +133,27 @@ def judge_public(data: str, # name of the data, for the rows
         rows += _arm(data, name, pairs, usable(rubrics), by, arms) + rubric_rows(data, name, pairs, rubrics)
     return rows
 
-# %% ../../nbs/lab/04_openrubrics.ipynb #63f76b09
+# %% ../../nbs/lab/04_openrubrics.ipynb #d36c5fa9
 def planted_engines(seed: int = 0, # of the world
-                    competence: float = 0.9, # probability of reading a criterion rightly; 0.5 is a judge that cannot read
+                    competence: float = 0.97, # probability of reading a criterion rightly; 0.5 is a judge that cannot read
                    ) -> tuple[Any, Engine]: # the world, and an engine that writes and judges in it
     "A world with known better answers and an engine that lives in it. The planted numbers are those of the recovery bar."
     from rubriclab.engines.fake import FakeBackend, Skills, World
-    world = World(seed=seed)
-    return world, Engine(FakeBackend(world, Skills(p=competence)), store=None)
+    world = World(seed=seed, criteria=3, agree=1.0)
+    skills = Skills(p=competence, own_p=min(0.55, competence), think=0.2, scale=2.0, sigma=0.8, order_bias=0.3, length_bias=0.2,
+                    g_prompt=0.5, inverted_prompt=0.3, g_contrast=0.85, inverted_contrast=0.22, spurious=0.1)
+    return world, Engine(FakeBackend(world, skills), store=None)
 
 def planted_rows(prompts: int, # prompts, two pairs each
                  seed: int = 0, # of the world
-                 competence: float = 0.9, # of the planted judge
+                 competence: float = 0.97, # of the planted judge
                  engine: Engine | None = None, # the planted engine, where it was made before
                  data: str = "planted", # name for the rows
                 ) -> list[dict[str, Any]]: # rows for `items.jsonl`
     "All arms on a planted world, text in and text out."
     world, made = planted_engines(seed, competence)
     by = engine or made
-    arms = Arms(attempts=4, rubric_temperature=1.0, seed=seed)
+    arms = Arms(attempts=6, filter_orders="both", rubric_temperature=1.0, judge_temperature=3.0, seed=seed)
     first, second = split_by_prompt(world.pairs(prompts, per_prompt=2))
     written = write_all(first, by, by, arms)
     return judge_all(data, first, second, written, by, arms) + vote_all(data, second, usable(written.filtered), by, arms)
