@@ -858,6 +858,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'rubriclab.lab.record.write_json': ('lab/record.html#write_json', 'rubriclab/lab/record.py')},
             'rubriclab.lab.report': { 'rubriclab.lab.report.PaperRow': ('lab/report.html#paperrow', 'rubriclab/lab/report.py'),
                                       'rubriclab.lab.report._axes': ('lab/report.html#_axes', 'rubriclab/lab/report.py'),
+                                      'rubriclab.lab.report._by_mean_margin': ( 'lab/report.html#_by_mean_margin',
+                                                                                'rubriclab/lab/report.py'),
                                       'rubriclab.lab.report._close': ('lab/report.html#_close', 'rubriclab/lab/report.py'),
                                       'rubriclab.lab.report._place_gap': ('lab/report.html#_place_gap', 'rubriclab/lab/report.py'),
                                       'rubriclab.lab.report.by_arm': ('lab/report.html#by_arm', 'rubriclab/lab/report.py'),

