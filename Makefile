@@ -29,6 +29,7 @@ nbdev-test: $(VENV)/.dev
 	$(BIN)/python tests/run_module_notebooks.py
 
 pytest: $(VENV)/.dev
+	$(BIN)/python tests/vllm_env.py
 	$(BIN)/python -m pytest
 
 smoke: $(VENV)/.dev

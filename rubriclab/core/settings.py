@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['Settings', 'shipped', 'nearest_ini', 'settings']
 
-# %% ../../nbs/core/01_settings.ipynb #da9d2dee
+# %% ../../nbs/core/01_settings.ipynb #9a1bd75d
 import configparser, os
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 import rubriclab
@@ -28,7 +29,7 @@ class Settings(Value):
     @property
     def store(self) -> Path: return self.cache / "store.sqlite"
 
-# %% ../../nbs/core/01_settings.ipynb #423c11e1
+# %% ../../nbs/core/01_settings.ipynb #e020a485
 def shipped(name: str, # for example `recipes`, `papers` or `data/mini`
            ) -> Path: # where it lies in this installation
     "The folder or file that comes with the package; FileNotFoundError where the installation is incomplete."
@@ -45,8 +46,14 @@ def nearest_ini(start: Path | None = None, # where to begin; the working directo
     return next((d / "settings.ini" for d in [start, *start.parents] if _section(d / "settings.ini")), None)
 
 def _section(path: Path) -> dict[str, str]:
+    try: return _parsed(path, path.stat().st_mtime_ns)
+    except OSError: return {}
+
+@lru_cache(maxsize=32)
+def _parsed(path: Path, stamp: int) -> dict[str, str]:
+    "The [rubriclab] section of a file; read again only when the file changes, since prompts ask for settings all the time."
     ini = configparser.ConfigParser(interpolation=None)
-    if path.is_file(): ini.read(path, encoding="utf-8")
+    ini.read(path, encoding="utf-8")
     return dict(ini["rubriclab"]) if ini.has_section("rubriclab") else {}
 
 # %% ../../nbs/core/01_settings.ipynb #8ec98607
