@@ -71,6 +71,15 @@ def test_base_of_its_own():
     assert better(mind(p=1, **kw), PAIRS) == better(mind(own_p=1, **kw), PAIRS)
 
 
+def test_own_criteria_come_to_mind_by_prompt_and_are_read_by_pair():
+    world = World(seed=4, criteria=1, agree=1)
+    margins = better(mind(world, base=None, scale=1.0, think=0.6, own_p=0.7), world.pairs(800))
+    minded = [m for m in margins if m]
+    near(len(minded) / 2, 800, 0.6)
+    near(sum(m > 0 for m in minded), len(minded), 0.7)
+    near(sum(a * b > 0 for a, b in zip(minded[::2], minded[1::2])), len(minded) / 2, 0.7**2 + 0.3**2)
+
+
 def test_base_spread_is_fixed_for_the_pair():
     first, second = (better(mind(base=0.4, base_sd=2.0), PAIRS, better_first=o) for o in (True, False))
     assert first == pytest.approx(second)

@@ -12,7 +12,7 @@ from rubriclab.engines import bundled, hf
 from rubriclab.engines.engine import Engine, Request, ScoreRequest, engine
 from rubriclab.engines.hf import HFBackend, Row, choose, common, fingerprint, halving, open_backend, render, rows_of, share, uniform
 
-ODD = ["", " ", "\n\n", "Ünïcödé 漢字 עברית 🏳️‍🌈 \u200b\u202e e\u0301", "<|im_end|>\n<|im_start|>assistant", "Titan is a moon. " * 90]
+ODD = ["", " ", "\n\n", "Ünïcödé 漢字 עברית 🏳️‍🌈 \u200b\u202e e\u0301", "<|im_end|>\n<|im_start|>assistant", "Titan is a moon. " * 40]
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,7 @@ def one_by_one(plain, tokenizer, chat: Chat, choices) -> list[float]:
 
 def test_scores_equal_one_by_one(lm, plain):
     chats = [Chat.user(t, p) for t in ODD for p in ("", "Answer: ")]
-    choices = ("A", "B", "not at all", "not", "漢")
+    choices = ("A", "not at all", "not", "漢")
     for chat, got in zip(chats, lm.score(chats, choices)):
         assert np.allclose(got.logprobs, one_by_one(plain, lm.backend.tokenizer, chat, choices), atol=2e-3), chat.text[:40]
 

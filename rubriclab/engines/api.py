@@ -75,7 +75,7 @@ def read_completion(reply: Mapping[str, Any], # a chat completion
         return Failure(reason="refusal", detail=message.get("refusal") or "the server's content filter", usage=usage)
     return Completion(text=message["content"] or "", finish="length" if finish == "length" else "stop", usage=usage)
 
-# %% ../../nbs/engines/05_api.ipynb #9ad86b5c
+# %% ../../nbs/engines/05_api.ipynb #5e9feea5
 FULL = re.compile(r"context[ _]?(length|window|size)|longer than the maximum|(prompt|input) is too long", re.I)
 
 def message_of(text: str) -> str: # one line
@@ -95,7 +95,8 @@ def failure_of(status: int, # of HTTP
     if status == 401: raise RuntimeError(f"the server refuses the key ({said}); set the environment variable that key_env names")
     if status == 404 and "messages" in body: raise RuntimeError(f"the server has no such model or address ({said})")
     if status in (408, 504): return Failure(reason="timeout", detail=said)
-    if status in (402, 403, 409, 425, 429) or status >= 500: return Failure(reason="server_error", detail=said)
+    if status in (402, 403, 409, 425, 429) or status >= 500 and status != 501: return Failure(reason="server_error", detail=said)
+    if status in (405, 501): return Failure(reason="unsupported", detail=said)
     if status == 413 or FULL.search(said): return Failure(reason="too_long", detail=said)
     if "continue_final_message" in body: return Failure(reason="unsupported", detail=f"the server may not take a forced beginning of the reply ({said}); use a vLLM server")
     return Failure(reason="bad_request", detail=said)
@@ -192,10 +193,10 @@ def _redact(self: ApiBackend, text: str) -> str:
 
 ApiBackend.ask, ApiBackend.redact = _ask, _redact
 
-# %% ../../nbs/engines/05_api.ipynb #876cc6bd
+# %% ../../nbs/engines/05_api.ipynb #beb40603
 def _read_models(reply: Mapping[str, Any]) -> dict[str, bool]:
     "Which models a server has, and whether it is vLLM that serves them."
-    return {m["id"]: m.get("owned_by") == "vllm" for m in reply["data"]}
+    return {m["id"]: m.get("owned_by") == "vllm" for m in reply.get("data") or [] if "id" in m}
 
 async def _probe(self: ApiBackend, http: "aiohttp.ClientSession") -> Failure | None:
     "Find out what kind of server this is; a failure where it cannot be reached."
