@@ -469,6 +469,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'rubriclab.engines.api.as_they_come': ('engines/api.html#as_they_come', 'rubriclab/engines/api.py'),
                                        'rubriclab.engines.api.chat_body': ('engines/api.html#chat_body', 'rubriclab/engines/api.py'),
                                        'rubriclab.engines.api.chat_part': ('engines/api.html#chat_part', 'rubriclab/engines/api.py'),
+                                       'rubriclab.engines.api.check_choices': ( 'engines/api.html#check_choices',
+                                                                                'rubriclab/engines/api.py'),
                                        'rubriclab.engines.api.complete': ('engines/api.html#complete', 'rubriclab/engines/api.py'),
                                        'rubriclab.engines.api.failure_of': ('engines/api.html#failure_of', 'rubriclab/engines/api.py'),
                                        'rubriclab.engines.api.hidden': ('engines/api.html#hidden', 'rubriclab/engines/api.py'),

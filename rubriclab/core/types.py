@@ -383,7 +383,7 @@ class Grade(Value):
         if self.failure and self.score is not None: raise ValueError("a failed grade has no score")
         return self
 
-# %% ../../nbs/core/00_types.ipynb #eb9144ab
+# %% ../../nbs/core/00_types.ipynb #20713a5e
 class Table(list):
     "A list of values that a notebook shows as a table."
     shown = 10
@@ -404,8 +404,8 @@ def _columns(value: Any) -> dict[str, Any]:
     if isinstance(value, Rubric): return {"source": value.source, "criteria": len(value), "untagged": value.untagged, "first": str(value.criteria[0])}
     if isinstance(value, Mapping): return dict(value)
     if not isinstance(value, Value): return {"value": value}
-    return {k: _short(v) for k, v in value if v not in (None, "", ()) and not isinstance(v, Usage)}
+    return {k: _short(v, signed=k == "margin") for k, v in value if v not in (None, "", ()) and not isinstance(v, Usage)}
 
-def _short(value: Any) -> Any:
-    if isinstance(value, float): return f"{value:+.3f}"
+def _short(value: Any, signed: bool) -> Any:
+    if isinstance(value, float): return f"{value:+.3f}" if signed else f"{value:.3f}"
     return f"failed: {value.reason}" if isinstance(value, Failure) else value

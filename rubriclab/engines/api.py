@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MARKS', 'FULL', 'END', 'MOST_IDS', 'MOST_READS', 'parse_target', 'messages_of', 'chat_part', 'chat_body', 'usage_of',
-           'read_completion', 'message_of', 'failure_of', 'pause', 'as_they_come', 'ApiBackend', 'complete', 'Read',
-           'reads_of', 'Tokens', 'logprobs', 'hidden', 'open_backend']
+           'read_completion', 'message_of', 'failure_of', 'pause', 'as_they_come', 'ApiBackend', 'complete',
+           'check_choices', 'Read', 'reads_of', 'Tokens', 'logprobs', 'hidden', 'open_backend']
 
 # %% ../../nbs/engines/05_api.ipynb #89998fef
 import asyncio, json, os, queue, random, re, threading, time
@@ -21,14 +21,14 @@ from .hf import rows_of
 
 if TYPE_CHECKING: import aiohttp
 
-# %% ../../nbs/engines/05_api.ipynb #2745c047
+# %% ../../nbs/engines/05_api.ipynb #04faaf26
 def parse_target(target: str, # MODEL@URL
                 ) -> tuple[str, str]: # the model, and the URL below which `chat/completions` lies
     "The parts of an address; ValueError that names the fix where it is none."
     model, _, url = target.rpartition("@") if "://" not in target.rpartition("@")[0] else target.partition("@")
     parts = urlsplit(url)
     if parts.username or parts.password or parts.query:
-        raise ValueError(f"api:{model}@…: an address holds no key or password; put the key into the environment and name the variable by key_env")
+        raise ValueError(f"api:{model}@…: an address holds no key; put the key into the environment and name the variable by key_env")
     if not model or parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError(f"api:{target}: write api:MODEL@URL, for example api:Qwen/Qwen3-8B@http://127.0.0.1:8000/v1")
     return model, url.rstrip("/") + ("" if parts.path.strip("/") else "/v1")
@@ -75,7 +75,7 @@ def read_completion(reply: Mapping[str, Any], # a chat completion
         return Failure(reason="refusal", detail=message.get("refusal") or "the server's content filter", usage=usage)
     return Completion(text=message["content"] or "", finish="length" if finish == "length" else "stop", usage=usage)
 
-# %% ../../nbs/engines/05_api.ipynb #5e9feea5
+# %% ../../nbs/engines/05_api.ipynb #01dda7b9
 FULL = re.compile(r"context[ _]?(length|window|size)|longer than the maximum|(prompt|input) is too long", re.I)
 
 def message_of(text: str) -> str: # one line
@@ -98,9 +98,10 @@ def failure_of(status: int, # of HTTP
     if status in (402, 403, 409, 425, 429) or status >= 500 and status != 501: return Failure(reason="server_error", detail=said)
     if status in (405, 501): return Failure(reason="unsupported", detail=said)
     if status == 413 or FULL.search(said): return Failure(reason="too_long", detail=said)
-    if "continue_final_message" in body: return Failure(reason="unsupported", detail=f"the server may not take a forced beginning of the reply ({said}); use a vLLM server")
-    return Failure(reason="bad_request", detail=said)
+    if "continue_final_message" not in body: return Failure(reason="bad_request", detail=said)
+    return Failure(reason="unsupported", detail=f"the server may not take a forced beginning of the reply ({said}); use a vLLM server")
 
+# %% ../../nbs/engines/05_api.ipynb #66f74943
 def pause(tried: int, # how often, at least once
           asked: str | None = None, # the server's Retry-After
          ) -> float: # seconds
@@ -112,7 +113,7 @@ def pause(tried: int, # how often, at least once
             with suppress(ValueError): seconds = parsedate_to_datetime(asked).timestamp() - time.time()
     return min(max(seconds, 0.5 * 2 ** (tried - 1)) * random.uniform(1, 1.25), 120.0)
 
-# %% ../../nbs/engines/05_api.ipynb #3c3a91ac
+# %% ../../nbs/engines/05_api.ipynb #45bf821e
 END = object()
 
 def as_they_come(work: Callable[[Callable[[Any], None]], Coroutine[Any, Any, None]], # is given a function that hands out a result
@@ -138,7 +139,7 @@ def as_they_come(work: Callable[[Callable[[Any], None]], Coroutine[Any, Any, Non
         with suppress(RuntimeError): loop.call_soon_threadsafe(task.cancel) # RuntimeError: it is over already
         thread.join()
 
-# %% ../../nbs/engines/05_api.ipynb #d846fa56
+# %% ../../nbs/engines/05_api.ipynb #d1f36203
 class ApiBackend:
     "A model behind an OpenAI-compatible server."
     def __init__(self, model: str, # its name on the server
@@ -156,13 +157,13 @@ class ApiBackend:
 
     def session(self) -> "aiohttp.ClientSession":
         import aiohttp
-        key = os.environ.get(self.key_env)
-        return aiohttp.ClientSession(headers={"Authorization": f"Bearer {key}"} if key else {}, connector=aiohttp.TCPConnector(limit=self.concurrency),
-                                     timeout=aiohttp.ClientTimeout(total=self.timeout, sock_connect=min(10, self.timeout)))
+        key, limits = os.environ.get(self.key_env), aiohttp.ClientTimeout(total=self.timeout, sock_connect=min(10, self.timeout))
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        return aiohttp.ClientSession(headers=headers, timeout=limits, connector=aiohttp.TCPConnector(limit=self.concurrency))
     def close(self) -> None: pass
     def __repr__(self) -> str: return f"ApiBackend({self.model!r}, {self.base!r})"
 
-# %% ../../nbs/engines/05_api.ipynb #14ad3549
+# %% ../../nbs/engines/05_api.ipynb #07e3c9b8
 async def _ask(self: ApiBackend, http: "aiohttp.ClientSession", method: str, url: str, # whom
                body: Mapping[str, Any], # and what
                read: Callable[[Any], Any], # the reply, checked: raises where it makes no sense
@@ -193,7 +194,7 @@ def _redact(self: ApiBackend, text: str) -> str:
 
 ApiBackend.ask, ApiBackend.redact = _ask, _redact
 
-# %% ../../nbs/engines/05_api.ipynb #beb40603
+# %% ../../nbs/engines/05_api.ipynb #c5227528
 def _read_models(reply: Mapping[str, Any]) -> dict[str, bool]:
     "Which models a server has, and whether it is vLLM that serves them."
     return {m["id"]: m.get("owned_by") == "vllm" for m in reply.get("data") or [] if "id" in m}
@@ -210,7 +211,10 @@ async def _probe(self: ApiBackend, http: "aiohttp.ClientSession") -> Failure | N
     self.vllm = found.get(self.model, False)
     return None
 
-def _run(self: ApiBackend, requests: Sequence[Any], one: Callable[["aiohttp.ClientSession", Any], Awaitable[Any]]) -> Iterator[tuple[int, Any]]:
+# %% ../../nbs/engines/05_api.ipynb #7f2f33b5
+def _run(self: ApiBackend, requests: Sequence[Any], # what to ask
+         one: Callable[["aiohttp.ClientSession", Any], Awaitable[Any]], # and how
+        ) -> Iterator[tuple[int, Any]]:
     "(position, result) of every request as it finishes, at most `concurrency` at once."
     async def work(hand_out: Callable[[Any], None]) -> None:
         todo = iter(enumerate(requests))
@@ -224,12 +228,18 @@ def _run(self: ApiBackend, requests: Sequence[Any], one: Callable[["aiohttp.Clie
 
 def complete(self: ApiBackend, requests: Sequence[Request]) -> Iterator[tuple[int, Completion | Failure]]:
     "Completions as they finish."
-    ask = lambda http, r: self.ask(http, "POST", f"{self.base}/chat/completions", chat_body(self.model, r, bool(self.vllm)), read_completion)
-    return self.run(requests, ask)
+    body = lambda r: chat_body(self.model, r, bool(self.vllm))
+    return self.run(requests, lambda http, r: self.ask(http, "POST", f"{self.base}/chat/completions", body(r), read_completion))
 
 ApiBackend.probe, ApiBackend.run, ApiBackend.complete = _probe, _run, complete
 
-# %% ../../nbs/engines/05_api.ipynb #870f6807
+# %% ../../nbs/engines/05_api.ipynb #1c65d50d
+def check_choices(requests: Sequence[ScoreRequest]) -> None:
+    "ValueError where a choice is empty or stands twice."
+    for r in requests:
+        if "" in r.choices or len(set(r.choices)) < len(r.choices):
+            raise ValueError(f"choices {list(r.choices)}: give distinct texts, none of them empty")
+
 class Read(NamedTuple):
     "One question: the log-probabilities of `ids` straight after `tokens`."
     tokens: tuple[int, ...]
@@ -252,21 +262,22 @@ def reads_of(prompt: list[int], # tokens of the prompt
         reads += [Read(tokens, ids[i:i + MOST_IDS], owners[i:i + MOST_IDS]) for i in range(0, len(ids), MOST_IDS)]
     return reads
 
-# %% ../../nbs/engines/05_api.ipynb #2b474dbf
+# %% ../../nbs/engines/05_api.ipynb #6079805c
 class Tokens(NamedTuple):
-    "A prompt, the prompt with every choice, and how many tokens the server takes."
+    "A prompt, and the prompt with every choice."
     prompt: list[int]
     choices: list[list[int]]
-    limit: int
 
 async def _tokens(self: ApiBackend, http: "aiohttp.ClientSession", request: ScoreRequest) -> Tokens | Failure:
     "Tokenized by the server, prompt and choice together."
     root = self.base.removesuffix("/v1")
-    tokenize = lambda body: self.ask(http, "POST", f"{root}/tokenize", {"model": self.model, **body}, lambda r: (list(r["tokens"]), int(r["max_model_len"])))
+    read = lambda r: (list(r["tokens"]), int(r["max_model_len"]))
+    tokenize = lambda body: self.ask(http, "POST", f"{root}/tokenize", {"model": self.model, **body}, read)
     found = await tokenize(chat_part(request.chat))
     if isinstance(found, Failure): return found
     prompt, limit = found
-    if len(prompt) >= limit: return Failure(reason="too_long", detail=f"{len(prompt)} tokens do not fit the {limit} of {self.name}", usage=Usage(prompt_tokens=len(prompt)))
+    too_long = lambda n: Failure(reason="too_long", detail=f"{n} tokens do not fit the {limit} of {self.name}", usage=Usage(prompt_tokens=n))
+    if len(prompt) >= limit: return too_long(len(prompt))
     text = await self.ask(http, "POST", f"{root}/detokenize", {"model": self.model, "tokens": prompt}, lambda r: str(r["prompt"]))
     if isinstance(text, Failure): return text
     both = [await tokenize({"prompt": text + c, "add_special_tokens": False}) for c in request.choices]
@@ -274,12 +285,11 @@ async def _tokens(self: ApiBackend, http: "aiohttp.ClientSession", request: Scor
     choices = [b[0] for b in both]
     if any(c[:len(prompt) - 8] != prompt[:len(prompt) - 8] for c in choices): # the last few may merge with a choice
         return Failure(reason="unsupported", detail="the server's tokenizer does not give back its own prompt; use an hf: or vllm: engine")
-    if max(map(len, choices)) > limit: return Failure(reason="too_long", detail=f"{max(map(len, choices))} tokens do not fit the {limit} of {self.name}")
-    return Tokens(prompt, choices, limit)
+    return too_long(max(map(len, choices))) if max(map(len, choices)) > limit else Tokens(prompt, choices)
 
 ApiBackend.tokens = _tokens
 
-# %% ../../nbs/engines/05_api.ipynb #54a0c56b
+# %% ../../nbs/engines/05_api.ipynb #a44327c0
 async def _read(self: ApiBackend, http: "aiohttp.ClientSession", read: Read) -> tuple[list[float], Usage] | Failure:
     "The log-probabilities of one read."
     body = {"model": self.model, "prompt": list(read.tokens), "max_tokens": 1, "temperature": 0, "logprobs": len(read.ids),
@@ -301,7 +311,7 @@ async def _read_whole(self: ApiBackend, http: "aiohttp.ClientSession", tokens: l
 
 ApiBackend.read, ApiBackend.read_whole = _read, _read_whole
 
-# %% ../../nbs/engines/05_api.ipynb #8215104b
+# %% ../../nbs/engines/05_api.ipynb #f155859c
 async def _exact(self: ApiBackend, http: "aiohttp.ClientSession", request: ScoreRequest) -> Scores | Failure:
     "Teacher-forced scores from a vLLM server."
     t = await self.tokens(http, request)
@@ -328,7 +338,7 @@ def _scores(values: list[float], precision: str, exact: bool, usage: Usage) -> S
 
 ApiBackend.exact = _exact
 
-# %% ../../nbs/engines/05_api.ipynb #9f363cd5
+# %% ../../nbs/engines/05_api.ipynb #5ead2b73
 async def _visible(self: ApiBackend, http: "aiohttp.ClientSession", request: ScoreRequest) -> Scores | Failure:
     "Scores from the likeliest first tokens of a reply."
     body = {"model": self.model, **chat_part(request.chat), "max_tokens": 1, "temperature": 1, "logprobs": True, "top_logprobs": 20}
@@ -344,17 +354,17 @@ async def _visible(self: ApiBackend, http: "aiohttp.ClientSession", request: Sco
 def logprobs(self: ApiBackend, requests: Sequence[ScoreRequest], # choices distinct and not empty
             ) -> Iterator[tuple[int, Scores | Failure]]:
     "Log-probabilities in nats: exact from vLLM, else from the tokens that the server shows."
-    for r in requests:
-        if "" in r.choices or len(set(r.choices)) < len(r.choices): raise ValueError(f"choices {list(r.choices)}: give distinct texts, none of them empty")
+    check_choices(requests)
     return self.run(requests, lambda http, r: self.exact(http, r) if self.vllm else self.visible(http, r))
 
 def hidden(self: ApiBackend, requests: Sequence[FeatureRequest]) -> Iterator[tuple[int, Failure]]:
     "A server shows no hidden states."
-    return ((i, Failure(reason="unsupported", detail=f"a server shows no hidden states; use engine('hf:{self.model}')")) for i, _ in enumerate(requests))
+    f = Failure(reason="unsupported", detail=f"a server shows no hidden states; use engine('hf:{self.model}')")
+    return ((i, f) for i, _ in enumerate(requests))
 
 ApiBackend.visible, ApiBackend.logprobs, ApiBackend.hidden = _visible, logprobs, hidden
 
-# %% ../../nbs/engines/05_api.ipynb #92f18df1
+# %% ../../nbs/engines/05_api.ipynb #118c9e55
 def _above_zero(name: str, text: str, kind: type = int) -> Any:
     with suppress(ValueError):
         if 0 < (n := kind(text)) < 1e9: return n
@@ -369,5 +379,7 @@ def open_backend(target: str, # MODEL@URL
     "`api:MODEL@URL`, for example `api:Qwen/Qwen3-8B@http://127.0.0.1:8000/v1`."
     try: import aiohttp
     except ImportError as e: raise ImportError('the api engine needs aiohttp: pip install "rubriclab[api]"') from e
-    if not re.fullmatch(r"[A-Z][A-Z0-9_]*", key_env): raise ValueError("key_env names an environment variable, in capitals; the key itself stays in the environment")
-    return ApiBackend(*parse_target(target), key_env, _above_zero("concurrency", concurrency), _above_zero("timeout", timeout, float), _above_zero("tries", tries))
+    if not re.fullmatch(r"[A-Z][A-Z0-9_]*", key_env):
+        raise ValueError("key_env names an environment variable, in capitals; the key itself stays in the environment")
+    seconds = _above_zero("timeout", timeout, float)
+    return ApiBackend(*parse_target(target), key_env, _above_zero("concurrency", concurrency), seconds, _above_zero("tries", tries))
