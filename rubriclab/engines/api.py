@@ -262,7 +262,7 @@ def reads_of(prompt: list[int], # tokens of the prompt
         reads += [Read(tokens, ids[i:i + MOST_IDS], owners[i:i + MOST_IDS]) for i in range(0, len(ids), MOST_IDS)]
     return reads
 
-# %% ../../nbs/engines/05_api.ipynb #6079805c
+# %% ../../nbs/engines/05_api.ipynb #0587642d
 class Tokens(NamedTuple):
     "A prompt, and the prompt with every choice."
     prompt: list[int]
@@ -276,7 +276,8 @@ async def _tokens(self: ApiBackend, http: "aiohttp.ClientSession", request: Scor
     found = await tokenize(chat_part(request.chat))
     if isinstance(found, Failure): return found
     prompt, limit = found
-    too_long = lambda n: Failure(reason="too_long", detail=f"{n} tokens do not fit the {limit} of {self.name}", usage=Usage(prompt_tokens=n))
+    fits = f"tokens do not fit the {limit} of {self.name}"
+    too_long = lambda n: Failure(reason="too_long", detail=f"{n} {fits}", usage=Usage(prompt_tokens=n))
     if len(prompt) >= limit: return too_long(len(prompt))
     text = await self.ask(http, "POST", f"{root}/detokenize", {"model": self.model, "tokens": prompt}, lambda r: str(r["prompt"]))
     if isinstance(text, Failure): return text

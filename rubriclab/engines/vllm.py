@@ -244,7 +244,7 @@ def identify(target: str, path: str, commit: str | None, adapter: str | None) ->
     else: model = {"model": path, "commit": commit}
     return {"engine": "vllm", **model} | ({"adapter": fingerprint(Path(adapter))} if adapter else {})
 
-# %% ../../nbs/engines/06_vllm.ipynb #f8668ed6
+# %% ../../nbs/engines/06_vllm.ipynb #28dbb78b
 def _arguments(path: str, adapter: str | None, given: dict[str, Any], cpu: bool) -> dict[str, Any]:
     "Arguments of `vllm.LLM`. A CPU shares its memory with everybody and is not worth a compilation."
     a: dict[str, Any] = {"tokenizer_revision": given["revision"], "use_tqdm_on_load": False, "enforce_eager": cpu, **given}
@@ -257,6 +257,7 @@ def _number(name: str, text: str, kind: type) -> Any:
     if n <= 0: raise ValueError(f"{name}={text!r}: use auto or a number above 0")
     return n
 
+# %% ../../nbs/engines/06_vllm.ipynb #2df81aad
 def open_backend(target: str, # a folder, a name on the hub, or smollm2
                  *, adapter: str | None = None, # a folder with a LoRA adapter
                  revision: str | None = None, # branch, tag or commit of the hub
@@ -281,7 +282,7 @@ def open_backend(target: str, # a folder, a name on the hub, or smollm2
     identity = identify(target, path, getattr(config.hf_config, "_commit_hash", None), adapter)
     return VllmBackend(model, tokenizer, identity | {"dtype": body, "head": last, "limit": model.limit})
 
-# %% ../../nbs/engines/06_vllm.ipynb #3aecfef4
+# %% ../../nbs/engines/06_vllm.ipynb #1580c71a
 def _bundled() -> str:
     from rubriclab.engines.bundled import fetch
     return str(fetch())
