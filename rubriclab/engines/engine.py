@@ -186,7 +186,7 @@ class _bar:
     def __exit__(self, *error: Any) -> None:
         if self.bar is not None: self.bar.close()
 
-# %% ../../nbs/engines/00_engine.ipynb #1eda1c42
+# %% ../../nbs/engines/00_engine.ipynb #25f58635
 SCHEMES = {"fake": "rubriclab.engines.fake", "replay": "rubriclab.engines.replay", "smollm2": "rubriclab.engines.bundled",
            "hf": "rubriclab.engines.hf", "vllm": "rubriclab.engines.vllm", "api": "rubriclab.engines.api", "plan": "rubriclab.engines.plan"}
 
@@ -208,7 +208,7 @@ def _backend(spec: str) -> Backend:
     module = importlib.import_module(SCHEMES[scheme])
     known = inspect.signature(module.open_backend).parameters
     if not any(p.kind is p.VAR_KEYWORD for p in known.values()) and (unknown := sorted(set(options) - set(known))):
-        raise ValueError(f"engine {spec!r} has no option {unknown[0]!r}; it knows {', '.join(list(known)[1:]) or 'none'}")
+        raise ValueError(f"engine {spec.partition('?')[0]!r} has no option {unknown[0]!r}; it knows {', '.join(list(known)[1:]) or 'none'}")
     return module.open_backend(target, **options)
 
 def engine(spec: "str | Engine | None" = None, # a name, an engine, or None for the setting `engine`
