@@ -163,6 +163,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'rubriclab.core.types.Usage': ('core/types.html#usage', 'rubriclab/core/types.py'),
                                       'rubriclab.core.types.Usage.__add__': ('core/types.html#usage.__add__', 'rubriclab/core/types.py'),
                                       'rubriclab.core.types.Value': ('core/types.html#value', 'rubriclab/core/types.py'),
+                                      'rubriclab.core.types.Value._repr_markdown_': ( 'core/types.html#value._repr_markdown_',
+                                                                                      'rubriclab/core/types.py'),
                                       'rubriclab.core.types.Value.from_json': ( 'core/types.html#value.from_json',
                                                                                 'rubriclab/core/types.py'),
                                       'rubriclab.core.types.Value.replace': ('core/types.html#value.replace', 'rubriclab/core/types.py'),

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, field_validator, model_validator
 
-# %% ../../nbs/core/00_types.ipynb #d6a46d80
+# %% ../../nbs/core/00_types.ipynb #2c50a993
 class Value(BaseModel):
     "An immutable, validated record. Unknown fields, NaN and infinity are refused."
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -31,6 +31,10 @@ class Value(BaseModel):
     def replace(self, **changes: Any) -> Self:
         "A validated copy with some fields changed."
         return type(self).model_validate({**{k: getattr(self, k) for k in type(self).model_fields}, **changes})
+
+    def _repr_markdown_(self) -> str:
+        "The fields that are set, as a table; classes that read better another way say so themselves."
+        return markdown_table([type(self).__name__, ""], _columns(self).items())
 
 # %% ../../nbs/core/00_types.ipynb #388f5ba2
 class Frozen(dict):
