@@ -8,9 +8,11 @@ RECIPE ?= laptop
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-export RUBRICLAB_LOG ?= warning
 # Tokenizers warn about forks that papermill's kernels never make.
 export TOKENIZERS_PARALLELISM = false
+
+# Tests keep their store and model in the checkout, so that no test is answered from an older run.
+test nbdev-test pytest smoke: export RUBRICLAB_CACHE_DIR := $(or $(RUBRICLAB_CACHE_DIR),$(CURDIR)/.cache)
 
 .PHONY: run test docs lab check-notebooks nbdev-test pytest smoke links clean
 

@@ -61,7 +61,8 @@ def check_fake(tmp_path, kills):
 
 def check_bundled(tmp_path, kills):
     args = ["run", "openrubrics", "--recipe", "smoke", "-p", "public_pairs", "0", "-p", "prompts", "3"]
-    model = Path(os.environ.get("RUBRICLAB_CACHE_DIR") or "~/.cache/rubriclab").expanduser() / "models"
+    from rubriclab.engines.bundled import fetch
+    model = fetch().parent # the model is shared, the stores are not
     for cache in ("cache", "other"):
         (tmp_path / cache).mkdir()
         (tmp_path / cache / "models").symlink_to(model)
