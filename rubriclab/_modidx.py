@@ -889,6 +889,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'rubriclab.lab.report._place_gap': ('lab/report.html#_place_gap', 'rubriclab/lab/report.py'),
                                       'rubriclab.lab.report.by_arm': ('lab/report.html#by_arm', 'rubriclab/lab/report.py'),
                                       'rubriclab.lab.report.compare_arms': ('lab/report.html#compare_arms', 'rubriclab/lab/report.py'),
+                                      'rubriclab.lab.report.detects': ('lab/report.html#detects', 'rubriclab/lab/report.py'),
                                       'rubriclab.lab.report.judgment_rows': ('lab/report.html#judgment_rows', 'rubriclab/lab/report.py'),
                                       'rubriclab.lab.report.length_rows': ('lab/report.html#length_rows', 'rubriclab/lab/report.py'),
                                       'rubriclab.lab.report.number': ('lab/report.html#number', 'rubriclab/lab/report.py'),

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Status', 'prompt_of', 'judgment_rows', 'rubric_rows', 'row_correct', 'summarize_arm', 'length_rows', 'by_arm',
-           'compare_arms', 'PaperRow', 'paper_row', 'paper_rows', 'number', 'paper_text', 'plot_accuracy',
+           'compare_arms', 'detects', 'PaperRow', 'paper_row', 'paper_rows', 'number', 'paper_text', 'plot_accuracy',
            'plot_order_gap', 'plot_margins', 'plot_acceptance']
 
 # %% ../../nbs/lab/03_report.ipynb #a2054c75
@@ -99,7 +99,7 @@ def by_arm(rows: Sequence[Mapping[str, Any]], data: str) -> dict[str, list[Mappi
         if r["kind"] == "judgment" and r["data"] == data: out.setdefault(r["arm"], []).append(r)
     return out
 
-# %% ../../nbs/lab/03_report.ipynb #43d676be
+# %% ../../nbs/lab/03_report.ipynb #97aa22e2
 def compare_arms(arms: Mapping[str, Sequence[Mapping[str, Any]]], # rows by arm
                  claims: Sequence[tuple[str, str]], # (worse, better) by hypothesis
                  seed: int = 0, # of bootstrap and permutation
@@ -114,9 +114,22 @@ def compare_arms(arms: Mapping[str, Sequence[Mapping[str, Any]]], # rows by arm
         found.append(stats.compare(*values, [a[k]["prompt"] for k in both], alpha=0.05 / len(claims), seed=seed))
     adjusted = stats.holm([c.p for c in found])
     return [{"worse": w, "better": b, "gap": c.gap.estimate, "low": c.gap.low, "high": c.gap.high, "prompts": c.gap.clusters, "p": c.p, "p_holm": p,
-             "sd": c.sd, "detectable": c.detectable, "claimed": bool(p <= 0.05 and c.gap.estimate > 0)} for (w, b), c, p in zip(claims, found, adjusted)]
+             "sd": c.sd, "detectable": c.detectable or None, "claimed": bool(p <= 0.05 and c.gap.estimate > 0)} for (w, b), c, p in zip(claims, found, adjusted)]
 
-# %% ../../nbs/lab/03_report.ipynb #90564eb9
+# %% ../../nbs/lab/03_report.ipynb #d38afc99
+def detects(arms: Mapping[str, Sequence[Mapping[str, Any]]], # rows by arm
+            base: str, # the arm to compare with
+            sd: float = 0.5, # of the per-prompt differences where they cannot be estimated, because no verdict differs
+           ) -> dict[str, float]: # by arm, the gap to `base` that its prompts detect four times in five at alpha = .05
+    "What each arm could have shown."
+    found = {}
+    for name, rows in arms.items():
+        if name == base or not {r["pair"] for r in rows} & {r["pair"] for r in arms[base]}: continue
+        o = compare_arms(arms, [(base, name)])[0]
+        found[name] = stats.detectable_gap(o["prompts"], o["sd"] or sd)
+    return found
+
+# %% ../../nbs/lab/03_report.ipynb #e8a5c9a1
 Status = Literal["reproduced", "not reproduced", "different setting", "not run"]
 
 class PaperRow(Value):
@@ -157,7 +170,7 @@ def paper_rows(toml: Path, # `paper.toml`
     entries = tomllib.loads(toml.read_text(encoding="utf-8"))["claims"]
     return Table(paper_row(e, {a["arm"]: a for a in arms}, orderings) for e in entries)
 
-# %% ../../nbs/lab/03_report.ipynb #b9b8a9a7
+# %% ../../nbs/lab/03_report.ipynb #63d0c0f6
 def number(x: float | None, signed: bool = False) -> str:
     "A number for people: three decimals, an empty text for None."
     return "" if x is None else f"{x:+.3f}" if signed else f"{x:.3f}"
@@ -170,7 +183,7 @@ def paper_text(rows: Sequence[PaperRow]) -> str: # for a terminal
     line = lambda cells: "  ".join(c.ljust(w) for c, w in zip(cells, width)).rstrip()
     return "\n".join([line(head), line(["-" * w for w in width]), *map(line, body)])
 
-# %% ../../nbs/lab/03_report.ipynb #cc2980a2
+# %% ../../nbs/lab/03_report.ipynb #3c17f07a
 def _axes(width: float, height: float, title: str) -> tuple[Any, Any]:
     import matplotlib.pyplot as plt
     import seaborn as sns
@@ -196,7 +209,7 @@ def plot_accuracy(arms: Sequence[Mapping[str, Any]], title: str) -> "Figure":
     ax.set_ylim(len(arms) - 0.4, -0.6)
     return _close(fig)
 
-# %% ../../nbs/lab/03_report.ipynb #b6f48c35
+# %% ../../nbs/lab/03_report.ipynb #d8093ed6
 def plot_order_gap(arms: Sequence[Mapping[str, Any]], title: str) -> "Figure":
     "Accuracy with the better answer first minus with it second, by arm, with intervals."
     arms = [a for a in arms if a["order_gap"] is not None]
