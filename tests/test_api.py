@@ -3,7 +3,7 @@ import asyncio, json, threading, time
 import pytest
 web = pytest.importorskip("aiohttp.web", reason='the api engine needs pip install "rubriclab[api]"')
 from rubriclab.core.store import Store
-from rubriclab.core.types import Chat, Completion, Failure
+from rubriclab.core.types import Chat, Completion
 from rubriclab.engines.api import as_they_come, open_backend
 from rubriclab.engines.engine import Engine, Request
 

@@ -1,5 +1,5 @@
 """One contract, every engine: fake, replay, the bundled model, vLLM in a process of its own, and a vLLM server on loopback."""
-import contextlib, json, os, socket, subprocess, sys, time, urllib.request
+import contextlib, json, os, socket, subprocess, time, urllib.request
 from pathlib import Path
 import pytest
 from rubriclab.core.store import Store

@@ -7,9 +7,9 @@ pytest.importorskip("torch", reason="needs torch: pip install 'rubriclab[hf]'")
 import numpy as np
 import torch
 from hypothesis import given, settings, strategies as st
-from rubriclab.core.types import Chat, Completion, Failure, Message
+from rubriclab.core.types import Chat, Completion, Message
 from rubriclab.engines import bundled, hf
-from rubriclab.engines.engine import Engine, Request, ScoreRequest, engine
+from rubriclab.engines.engine import Engine, ScoreRequest, engine
 from rubriclab.engines.hf import HFBackend, Row, choose, common, fingerprint, halving, open_backend, render, rows_of, share, uniform
 
 ODD = ["", " ", "\n\n", "Ünïcödé 漢字 עברית 🏳️‍🌈 \u200b\u202e e\u0301", "<|im_end|>\n<|im_start|>assistant", "Titan is a moon. " * 40]

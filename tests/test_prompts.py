@@ -35,7 +35,8 @@ def test_no_text_leaves_its_section(text):
         assert len(re.findall(rf"<\s*{tag}\b[^<>]*>", chat.text, re.I)) == 1 and len(re.findall(rf"<\s*/\s*{tag}\b[^<>]*>", chat.text, re.I)) == 1
 
 
-@pytest.mark.parametrize("reply, want", [("Winner: Response A", "A"), ("**Winner:** Response **B**", "B"), ("winner: a", "a"), ("Winner: A\nno, Winner: Response B", "B"), ("Winner: Both", None), ("", None)])
+@pytest.mark.parametrize("reply, want", [("Winner: Response A", "A"), ("**Winner:** Response **B**", "B"), ("winner: a", "a"), ("Winner: A\nno, Winner: Response B", "B"), ("Winner: Both", None), ("Winner: a tie", None), ("Winner: A draw", None),
+    ("exactly `Winner: Response A` or `Winner: Response B`.", None), ("", None)])
 def test_verdicts(reply, want): assert read_verdict(template("judge/direct"), reply) == want
 
 

@@ -3,7 +3,7 @@ import pickle
 import pytest
 from hypothesis import example, given, settings, strategies as st
 from pydantic import ValidationError
-from rubriclab.core.types import KINDS, AnswerPair, Criterion, Failure, Frozen, Grade, Judgment, Label, PreferencePair, Rubric, Scale, Table, Verdict, cell, markdown_table
+from rubriclab.core.types import KINDS, AnswerPair, Criterion, Failure, Frozen, Grade, Judgment, Label, PreferencePair, Rubric, Scale, Table, Verdict, markdown_table
 
 TEXT = st.text(min_size=1, max_size=80).filter(lambda s: s.split())
 KIND = st.sampled_from([None, *KINDS])

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Template', 'parse_template', 'template', 'neutralize', 'fill', 'read_verdict']
 
-# %% ../../nbs/core/02_prompts.ipynb #efeaa6f6
+# %% ../../nbs/core/02_prompts.ipynb #8dacafc5
 import hashlib, re
 from functools import lru_cache
 from pathlib import Path
@@ -14,7 +14,7 @@ import yaml
 from pydantic import Field
 import rubriclab
 from .settings import settings
-from .types import Chat, Message, Meta, Frozen, Prompt, Value, as_text
+from .types import Chat, Frozen, Message, Meta, Value, as_text
 
 # %% ../../nbs/core/02_prompts.ipynb #37384eff
 _SLOT = re.compile(r"\{\{([a-z_]+)\}\}")

@@ -86,7 +86,7 @@ class Failure(Value):
     def transient(self) -> bool: return self.reason in TRANSIENT
     def _repr_markdown_(self) -> str: return f"**no result: {self.reason}** {cell(self.detail)}"
 
-# %% ../../nbs/core/00_types.ipynb #a94de1e8
+# %% ../../nbs/core/00_types.ipynb #7b24af3e
 KINDS = {"hard_rule": "Hard Rule", "principle": "Principle", "helpfulness": "Helpfulness", "completeness": "Completeness",
          "safety": "Safety", "instruction_following": "Instruction-following"}
 UNTAGGED = "Untagged"
@@ -96,7 +96,7 @@ def _one_line(text: Any) -> Any: return " ".join(text.split()) if isinstance(tex
 
 def _split_tag(text: str, # one item of a rubric
               ) -> tuple[str, str | None, bool]: # text without its tag, kind, and whether there was a tag
-    m = re.search(r"\s*[\[(]([A-Za-z][A-Za-z -]*)[\])][.\s]*$", text)
+    m = re.search(r"\s*\**[\[(]([A-Za-z][A-Za-z -]*)[\])][*.\s]*$", text)
     if not m: return text, None, False
     tag = m[1].lower().replace("instruction following", "instruction-following").replace("hard-rule", "hard rule")
     return (text[:m.start()], _TAG[tag], True) if tag in _TAG else (text, None, False)
@@ -160,7 +160,7 @@ def _criterion(item: Any, # a text, or a mapping as HealthBench, ResearchRubrics
     if "kind" not in rest and isinstance(text, str) and _split_tag(_one_line(text))[2]: text, rest["kind"], _ = _split_tag(_one_line(text))
     return Criterion(text=text, weight=weight, **rest)
 
-# %% ../../nbs/core/00_types.ipynb #d465f1e5
+# %% ../../nbs/core/00_types.ipynb #e64cf6a3
 def _json_items(text: str) -> list[Any] | None:
     "The items of a JSON list (alone, under `rubric`, `rubrics` or `criteria`, or in a code fence), or None."
     m = re.search(r"```(?:json)?\s*\n(.*?)```", text, re.S)
@@ -168,8 +168,12 @@ def _json_items(text: str) -> list[Any] | None:
     if body[:1] not in "[{": return None
     try: found = json.loads(body)
     except ValueError: return None
-    if isinstance(found, dict): found = next((found[k] for k in ("criteria", "rubric", "rubrics") if k in found), None)
-    return found if isinstance(found, list) else None
+    return _inner(found) if isinstance(found, dict) else found if isinstance(found, list) else None
+
+def _inner(found: Mapping[str, Any]) -> list[Any] | None:
+    "The list of criteria inside a mapping."
+    items = next((found[k] for k in ("criteria", "rubric", "rubrics") if k in found), None)
+    return list(items) if isinstance(items, (list, tuple)) else None
 
 class Rubric(Value):
     "An ordered list of criteria for one prompt, and who wrote it."
@@ -186,9 +190,15 @@ class Rubric(Value):
              ) -> Self:
         "Read a rubric; ValueError where no criterion is found."
         if isinstance(source_text, Rubric): return source_text
-        if isinstance(source_text, Mapping) and "criteria" in source_text: return cls.model_validate(source_text)
-        items = source_text if not isinstance(source_text, str) else _json_items(source_text)
-        if items is None: items = _text_items(source_text)
+        if isinstance(source_text, Mapping) and all(isinstance(c, Mapping) and "kind" in c for c in source_text.get("criteria") or [0]):
+            return cls.model_validate(source_text) # the lab's own form: a text that ends like a tag stays as it is
+        if isinstance(source_text, Mapping):
+            by = {k: source_text[k] for k in ("source", "engine", "seed") if k in source_text}
+            source, engine, seed = (given if given is not None else by.get(k) for k, given in (("source", source), ("engine", engine), ("seed", seed)))
+            items = _inner(source_text)
+        elif isinstance(source_text, str): items = _json_items(source_text) or _text_items(source_text)
+        else: items = list(source_text)
+        items = [i for i in items or [] if not isinstance(i, str) or _split_tag(i)[0].strip()] # a line with a tag alone says nothing
         if not items: raise ValueError("no criterion found; write a numbered list, one criterion a line, each ending in [Hard Rule] or [Principle]")
         return cls(criteria=tuple(map(_criterion, items)), source=source, engine=engine, seed=seed)
 
@@ -326,7 +336,7 @@ class Verdict(Value):
         if not self.failure and self.winner is None: raise ValueError("a verdict needs a winner or a failure")
         return self
 
-# %% ../../nbs/core/00_types.ipynb #4e142295
+# %% ../../nbs/core/00_types.ipynb #860072f6
 class Judgment(Value):
     "All verdicts on one pair. Without a verdict that stands there is a failure."
     pair_id: str
@@ -346,7 +356,7 @@ class Judgment(Value):
         if None in winners: return None
         if len(winners) == 1: return winners.pop()
         if self.margin is None or abs(self.margin) <= TOLERANCE: return "tie"
-        return next(v.winner for v in self.verdicts if v.margin * self.margin > 0)
+        return next(v.winner for v in self.verdicts if v.winner != "tie" and v.margin * self.margin > 0)
 
     @property
     def consistent(self) -> bool | None:

@@ -5,11 +5,10 @@
 # %% auto #0
 __all__ = ['PLACEHOLDER', 'SPEEDS', 'estimate_tokens', 'PlanBackend', 'open_backend']
 
-# %% ../../nbs/engines/07_plan.ipynb #d6fc0568
+# %% ../../nbs/engines/07_plan.ipynb #22c8310f
 from collections.abc import Iterator, Sequence
-from typing import Any
 from ..core.settings import settings
-from ..core.types import Chat, Completion, Failure, Scores, Usage, Value
+from ..core.types import Chat, Completion, Failure, Scores, Usage
 from .engine import FeatureRequest, Request, ScoreRequest, parse_spec
 
 # %% ../../nbs/engines/07_plan.ipynb #22e068d1

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['ReplayBackend', 'open_backend']
 
-# %% ../../nbs/engines/02_replay.ipynb #727b33ed
-import hashlib
+# %% ../../nbs/engines/02_replay.ipynb #0eff58a7
+import sqlite3
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,15 @@ from ..core.store import Store, key_of
 from ..core.types import Failure, Value
 from .engine import load_result, request_text
 
-# %% ../../nbs/engines/02_replay.ipynb #f0152249
+# %% ../../nbs/engines/02_replay.ipynb #9916bab4
 class ReplayBackend:
     "Answers from a recorded store."
     def __init__(self, path: str | Path, # the store file
                  engine: str | None = None, # the id or the beginning of the id of one of the recorded engines
                 ) -> None:
         self.store = Store(path, read_only=True)
-        self.id, self.recorded = _pick(self.store, engine)
+        try: self.id, self.recorded = _pick(self.store, engine)
+        except sqlite3.DatabaseError as e: raise ValueError(f"{path} is no recorded store ({e}); name the SQLite file of a run") from e
         self.name, self.identity = f"replay:{self.id}", {"replay": self.id, "calls": len(self.store), "file": Path(path).name}
 
     def _answers(self, op: str, requests: Sequence[Value]) -> Iterator[tuple[int, Any]]:

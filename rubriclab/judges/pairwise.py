@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['Method', 'Readout', 'PROMPTS', 'FailedAs', 'count_votes', 'judge', 'revote', 'correct']
 
-# %% ../../nbs/judges/01_pairwise.ipynb #d57343d8
+# %% ../../nbs/judges/01_pairwise.ipynb #96d8df5a
 from collections import Counter
 from collections.abc import Sequence
 from typing import Literal
-from ..core.prompts import Template, read_verdict
+from ..core.prompts import read_verdict
 from ..core.types import Completion, Failure, Judgment, Pair, Rubric, Table, Usage, Verdict
 from ..engines.engine import Engine, engine
 from .margin import DIRECT, DIRECT_WITH_RUBRIC, WITH_RUBRIC, Orders, Task, by_pair, margins, named, verdict_chat, verdict_tasks

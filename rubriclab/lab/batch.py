@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['Step', 'as_item', 'item_row', 'items_of', 'Batch', 'stream', 'rubric_line', 'crg_file', 'judgment_line', 'judge_file']
 
-# %% ../../nbs/lab/02_batch.ipynb #7edd88d9
+# %% ../../nbs/lab/02_batch.ipynb #9fb2d1ff
 import json, os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
-from ..core.types import AnswerPair, Failure, Judgment, Message, Pair, Ranking, Rubric, Value
+from ..core.settings import settings as lab_settings
+from ..core.types import Failure, Judgment, Message, Pair, Ranking, Value
 from ..data.records import RecordError, Where, as_pair, row_of, rows_at
 from ..engines.engine import Engine, Tally
 from ..judges.pairwise import correct, judge
@@ -19,19 +20,24 @@ from .record import strict, write_json
 from ..rubrics.consistency import Kept, filtered_rubrics
 from ..rubrics.crg import Item, Mode, write_rubrics
 
-# %% ../../nbs/lab/02_batch.ipynb #297c4093
+# %% ../../nbs/lab/02_batch.ipynb #a056f822
 def as_item(row: Mapping[str, Any], where: Where) -> Item:
     "A record as a pair or a ranking; RecordError that names the field and the fix."
     if "responses" not in row: return as_pair(row, where)
-    prompt = row.get("prompt")
+    prompt, responses = row.get("prompt"), row["responses"]
+    if not prompt: raise RecordError(where, "prompt", "is missing", "write the request that the responses answer")
+    if not isinstance(responses, list): raise RecordError(where, "responses", "is no list", "write a list of two or more texts, best first")
+    rest = {k: v for k, v in row.items() if k not in ("id", "prompt", "responses", "source")}
+    key = f"line-{where.number}" if row.get("id") is None else str(row["id"])
     try:
         if isinstance(prompt, list): prompt = tuple(Message.model_validate(m) for m in prompt)
-        return Ranking(id=str(row.get("id") or f"line-{where.number}"), prompt=prompt, responses=tuple(row["responses"]))
-    except (ValueError, TypeError) as e: raise RecordError(where, "responses", "is no ranking", "write `prompt` and a list of two or more texts, best first") from e
+        return Ranking(id=key, prompt=prompt, responses=tuple(responses), source=row.get("source"), meta=rest)
+    except (ValueError, TypeError) as e: raise RecordError(where, "responses", "is no ranking", "write a list of two or more texts, best first") from e
 
 def item_row(item: Item) -> dict[str, Any]:
     "An item as the record that it came from."
-    return item.model_dump(mode="json", exclude_defaults=True) if isinstance(item, Ranking) else row_of(item)
+    if not isinstance(item, Ranking): return row_of(item)
+    return item.model_dump(mode="json", exclude_defaults=True, exclude={"meta"}) | dict(item.meta)
 
 def items_of(path: str | Path, # a file of records
              keep_going: bool = False, # leave bad records out
@@ -77,7 +83,7 @@ def _same_settings(out: Path, settings: Mapping[str, Any]) -> None:
     changed = [k for k in sorted({*old, *settings}) if old.get(k) != settings.get(k)]
     if changed: raise ValueError(f"{out} was made with {changed[0]}={old.get(changed[0])!r}, now it is {settings.get(changed[0])!r}; name another OUT, or remove it")
 
-# %% ../../nbs/lab/02_batch.ipynb #67e38288
+# %% ../../nbs/lab/02_batch.ipynb #56a4801a
 def stream(source: str | Path, # records
            out: str | Path, # one line a record
            step: Step, # a block of items to their lines; a line with `failure` failed
@@ -87,7 +93,7 @@ def stream(source: str | Path, # records
            block: int = 256, # records at a time
           ) -> Batch: # counts
     "Run a step over a file. Input is checked first; OUT appears when it is whole."
-    out, settings = Path(out), strict(settings)
+    out, settings = Path(out), strict({**settings, "in": Path(source).name, "prompts_dir": lab_settings().prompts_dir})
     _same_settings(out, settings)
     total, good = sum(1 for _ in rows_at(source)), sum(1 for _ in items_of(source, keep_going))
     reasons: dict[str, int] = {}
@@ -138,12 +144,13 @@ def crg_file(source: str | Path, # pairs or rankings
     settings = {"command": "crg", "mode": mode, "attempts": attempts, "write": write, "test": test, "seed": seed, **{r: e.id for r, e in engines.items()}}
     return stream(source, out, step, settings, engines, keep_going)
 
-# %% ../../nbs/lab/02_batch.ipynb #20ae6687
-def judgment_line(pair: Pair, j: Judgment) -> dict[str, Any]:
+# %% ../../nbs/lab/02_batch.ipynb #e2420f85
+def judgment_line(pair: Pair, j: Judgment, with_rubric: bool) -> dict[str, Any]:
     "A record with `winner`, `margin`, `consistent` and the verdicts of its orders; `correct` where a label stands."
     row = {k: v for k, v in row_of(pair).items() if k != "failure"}
     verdicts = [v.model_dump(mode="json", exclude={"pair_id"}, exclude_defaults=True) for v in j.verdicts]
-    found = {"winner": j.winner, "margin": j.margin, "consistent": j.consistent, "correct": correct(j), "judged_with_rubric": pair.rubric is not None}
+    right = None if j.failures else correct(j)
+    found = {"winner": j.winner, "margin": j.margin, "consistent": j.consistent, "correct": right, "judged_with_rubric": with_rubric}
     return {**row, **found, "verdicts": verdicts, **_failed(next(iter(j.failures), None))}
 
 def judge_file(source: str | Path, # pairs, with or without `rubric`
@@ -157,5 +164,5 @@ def judge_file(source: str | Path, # pairs, with or without `rubric`
     how = {"method": "rubric", **(how or {})}
     def step(items: list[Item]) -> list[dict[str, Any]]:
         if lists := [i.id for i in items if isinstance(i, Ranking)]: raise ValueError(f"record {lists[0]!r} is a ranking; judge pairs (`chosen` and `rejected`, or `response_a` and `response_b`)")
-        return [judgment_line(p, j) for p, j in zip(items, judge(items, by, [p.rubric for p in items], seed=seed, **how))]
+        return [judgment_line(p, j, how["method"] != "direct" and p.rubric is not None) for p, j in zip(items, judge(items, by, [p.rubric for p in items], seed=seed, **how))]
     return stream(source, out, step, {"command": "judge", "how": how, "seed": seed, "judge": by.id}, {"judge": by}, keep_going)

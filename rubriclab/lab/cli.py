@@ -110,10 +110,10 @@ def judge(source: str, out: Path, seed: int | None, keep_going: bool, no_store: 
     how = {"method": method, "readout": readout, "orders": orders, "votes": votes, "temperature": temperature, "max_tokens": max_tokens}
     _finish(lambda path: judge_file(source, path, by, how, settings(seed=seed).seed, keep_going), out, planned, [("judge", by)])
 
-# %% ../../nbs/lab/05_cli.ipynb #9c0d771e
+# %% ../../nbs/lab/05_cli.ipynb #dc7869c6
 @main.command()
 @click.argument("name")
-@click.option("-r", "--recipe", default="laptop", show_default=True, help="A recipe's name, or a YAML file.")
+@click.option("-r", "--recipe", help="A recipe's name, or a YAML file. Default: laptop; for a notebook of your own its defaults.")
 @click.option("-p", "parameters", type=(str, str), multiple=True, metavar="KEY VALUE", help="A parameter; wins over the recipe. Repeatable.")
 @click.option("-e", "--engine", help=f"One engine for all roles. {ENGINE_HELP}")
 @click.option("--generator", help="The engine that writes rubrics.")
@@ -121,11 +121,12 @@ def judge(source: str, out: Path, seed: int | None, keep_going: bool, no_store: 
 @click.option("--judge", help="The engine that judges.")
 @click.option("--results-dir", help="Where run folders go.")
 @click.option("--plan", "planned", is_flag=True, help="Count calls and tokens; run nothing.")
-def run(name: str, recipe: str, parameters: tuple[tuple[str, str], ...], engine: str | None, generator: str | None, filter_judge: str | None,
+def run(name: str, recipe: str | None, parameters: tuple[tuple[str, str], ...], engine: str | None, generator: str | None, filter_judge: str | None,
         judge: str | None, results_dir: str | None, planned: bool) -> None:
     "Run the experiment NAME (see `rubriclab list`) and show the paper beside ours."
-    from rubriclab.lab.run import parse_value, plan, run
-    given = {k: parse_value(v) for k, v in parameters}
+    from rubriclab.lab.run import plan, run, typed
+    recipe = recipe or (None if name.endswith(".ipynb") else "laptop")
+    given = typed(name, dict(parameters))
     given |= {k: v for k, v in dict(engine=engine, generator=generator, filter_judge=filter_judge, judge=judge).items() if v is not None}
     if planned: return _show_costs(plan(name, recipe, given))
     outcome = run(name, recipe, given, results_dir)

@@ -7,11 +7,11 @@ __all__ = ['DIRECT', 'CONTROL', 'PROMPT_ONLY', 'CONTRASTIVE', 'FILTERED', 'LEAK'
            'split_by_prompt', 'Written', 'write_all', 'usable', 'judge_all', 'vote_all', 'judge_public',
            'planted_engines', 'planted_rows']
 
-# %% ../../nbs/lab/04_openrubrics.ipynb #ea8a068a
+# %% ../../nbs/lab/04_openrubrics.ipynb #eb80a83a
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-from ..core.types import Failure, Pair, PreferencePair, Rubric, Table, Value
+from ..core.types import Failure, Pair, Rubric, Table, Value
 from ..data.records import read_pairs
 from ..data.sets import load
 from ..engines.engine import Engine
@@ -39,7 +39,7 @@ class Arms(Value):
     votes: tuple[int, ...] = (1, 5, 9)
     seed: int = 0
 
-# %% ../../nbs/lab/04_openrubrics.ipynb #fc1c1dc0
+# %% ../../nbs/lab/04_openrubrics.ipynb #44050568
 def named_pairs(data: str, # a set, `set/subset`, or the path of a file of pairs
                 limit: int = 0, # prompts; 0 is all of them
                 seed: int = 0, # which prompts, of a set
@@ -47,8 +47,8 @@ def named_pairs(data: str, # a set, `set/subset`, or the path of a file of pairs
     "The pairs that a recipe names."
     if Path(data).suffix:
         pairs = read_pairs(data)
-        known = list(dict.fromkeys(map(prompt_of, pairs)))[:limit or None]
-        return Table(p for p in pairs if prompt_of(p) in set(known))
+        known = set(list(dict.fromkeys(map(prompt_of, pairs)))[:limit or None])
+        return Table(p for p in pairs if prompt_of(p) in known)
     name, _, subset = data.partition("/")
     return load(name, subset=subset or None, limit=limit or None, seed=seed, verbose=False)
 
@@ -76,7 +76,8 @@ def write_all(pairs: Sequence[Pair], # what to write from
     how = {"temperature": arms.rubric_temperature, "max_tokens": arms.rubric_max_tokens, "prefill": arms.rubric_prefill}
     prompt_only = [r for r, in write_rubrics(pairs, generator, "prompt_only", seed=arms.seed, **how)]
     contrastive = [r for r, in write_rubrics(pairs, generator, "contrastive", seed=arms.seed, **how)]
-    kept, report = filtered_rubrics(pairs, generator, filter_judge, arms.attempts, write=how, seed=arms.seed, tau=arms.tau, orders=arms.filter_orders)
+    kept, report = filtered_rubrics(pairs, generator, filter_judge, arms.attempts, write=how, seed=arms.seed, tau=arms.tau,
+                                    orders=arms.filter_orders, readout=arms.readout, max_tokens=arms.judge_max_tokens)
     return Written(prompt_only=tuple(prompt_only), contrastive=tuple(contrastive), filtered=tuple(kept), acceptance=tuple(report))
 
 # %% ../../nbs/lab/04_openrubrics.ipynb #1a192bb1

@@ -7,22 +7,23 @@ __all__ = ['Status', 'prompt_of', 'judgment_rows', 'rubric_rows', 'row_correct',
            'compare_arms', 'detects', 'PaperRow', 'paper_row', 'paper_rows', 'number', 'paper_text', 'plot_accuracy',
            'plot_order_gap', 'plot_margins', 'plot_acceptance']
 
-# %% ../../nbs/lab/03_report.ipynb #a2054c75
+# %% ../../nbs/lab/03_report.ipynb #04116dcd
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from ..core import stats
 from ..core.types import TOLERANCE, Failure, Judgment, Pair, Rubric, Table, Value
+from ..data.records import prompt_key
 from ..judges.pairwise import FailedAs, correct
 from ..rubrics.consistency import Kept
 
 if TYPE_CHECKING: from matplotlib.figure import Figure
 
-# %% ../../nbs/lab/03_report.ipynb #608af80b
+# %% ../../nbs/lab/03_report.ipynb #2b422fd5
 def prompt_of(pair: Pair) -> str: # the id that pairs of one prompt share
-    "The cluster of a pair."
-    return str(pair.meta.get("prompt_id", pair.id))
+    "The cluster of a pair: its `prompt_id`, or the text of its prompt."
+    return str(pair.meta.get("prompt_id") or prompt_key(pair))
 
 def judgment_rows(data: str, # what was judged: `planted`, `mini`, `llmbar`, ...
                   arm: str, # by which arm
@@ -50,7 +51,7 @@ def rubric_rows(data: str, # what the rubrics were written from
                      "text": str(rubric) if rubric else None, "failure": failure.model_dump(mode="json", include={"reason", "detail"}) if failure else None})
     return rows
 
-# %% ../../nbs/lab/03_report.ipynb #0cf71e2f
+# %% ../../nbs/lab/03_report.ipynb #bd530a08
 def row_correct(row: Mapping[str, Any], failed_as: FailedAs = "wrong") -> float | None: # see `judges.pairwise.correct`
     "Mean correctness of a row over its orders."
     return correct(Judgment(pair_id=row["pair"], gold=row["gold"], verdicts=tuple({"pair_id": row["pair"], **v} for v in row["verdicts"])), failed_as)
@@ -67,11 +68,15 @@ def _by_mean_margin(rows: Sequence[Mapping[str, Any]]) -> float | None:
     signed = [m if r["gold"] != "B" else -m for r in rows if (m := r["margin"]) is not None]
     return sum(0.5 if abs(m) <= TOLERANCE else float(m > 0) for m in signed) / len(signed) if signed else None
 
+_NUMBERS = ("accuracy", "low", "high", "consistency", "order_gap", "order_gap_low", "order_gap_high", "accuracy_half", "accuracy_skip", "mean_margin", "accuracy_by_mean_margin")
+def _labeled(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]: return [r for r in rows if r["gold"] not in (None, "tie")]
+
 def summarize_arm(rows: Sequence[Mapping[str, Any]], # the judgments of one arm on one data set
                   seed: int = 0, # of the bootstrap
                  ) -> dict[str, Any]: # everything a report says of one arm
     "Accuracy with its interval, consistency, order gap, failures under each way to count them, mean margin."
-    rows = [r for r in rows if r["gold"] not in (None, "tie")]
+    data, arm, rows = rows[0]["data"], rows[0]["arm"], _labeled(rows)
+    if not rows: return {"data": data, "arm": arm, "n": 0, "prompts": 0, "verdicts": 0, "failed": 0, "with_rubric": 0, **dict.fromkeys(_NUMBERS)}
     values, prompts = [row_correct(r) for r in rows], [r["prompt"] for r in rows]
     ci = stats.cluster_bootstrap(values, prompts, seed=seed)
     verdicts = [v for r in rows for v in r["verdicts"]]
@@ -79,7 +84,7 @@ def summarize_arm(rows: Sequence[Mapping[str, Any]], # the judgments of one arm 
     both, place = [r["consistent"] for r in rows if r["consistent"] is not None], _place_gap(rows, seed)
     margins = [r["margin"] for r in rows if r["margin"] is not None]
     mean = lambda xs: sum(xs) / len(xs) if xs else None
-    return {"data": rows[0]["data"], "arm": rows[0]["arm"], "n": len(rows), "prompts": len(set(prompts)), "accuracy": ci.estimate, "low": ci.low, "high": ci.high,
+    return {"data": data, "arm": arm, "n": len(rows), "prompts": len(set(prompts)), "accuracy": ci.estimate, "low": ci.low, "high": ci.high,
             "consistency": mean(both), "order_gap": place.estimate, "order_gap_low": place.low, "order_gap_high": place.high, "verdicts": len(verdicts), "failed": sum(v["failure"] is not None for v in verdicts),
             "accuracy_half": mean(half), "accuracy_skip": mean(skip), "mean_margin": mean(margins), "accuracy_by_mean_margin": _by_mean_margin(rows), "with_rubric": sum(r["rubric"] is not None for r in rows)}
 
@@ -99,7 +104,7 @@ def by_arm(rows: Sequence[Mapping[str, Any]], data: str) -> dict[str, list[Mappi
         if r["kind"] == "judgment" and r["data"] == data: out.setdefault(r["arm"], []).append(r)
     return out
 
-# %% ../../nbs/lab/03_report.ipynb #97aa22e2
+# %% ../../nbs/lab/03_report.ipynb #1050040e
 def compare_arms(arms: Mapping[str, Sequence[Mapping[str, Any]]], # rows by arm
                  claims: Sequence[tuple[str, str]], # (worse, better) by hypothesis
                  seed: int = 0, # of bootstrap and permutation
@@ -107,16 +112,16 @@ def compare_arms(arms: Mapping[str, Sequence[Mapping[str, Any]]], # rows by arm
     "Paired comparisons of arms, clustered by prompt, corrected by Holm."
     found = []
     for worse, better in claims:
-        a, b = ({r["pair"]: r for r in arms[name] if r["gold"] not in (None, "tie")} for name in (worse, better))
+        a, b = ({r["pair"]: r for r in _labeled(arms[name])} for name in (worse, better))
         both = [k for k in a if k in b]
-        if not both: raise ValueError(f"arms {worse!r} and {better!r} judged no pair in common")
+        if not both: raise ValueError(f"arms {worse!r} and {better!r} judged no labeled pair in common")
         values = [[row_correct(side[k]) for k in both] for side in (a, b)]
         found.append(stats.compare(*values, [a[k]["prompt"] for k in both], alpha=0.05 / len(claims), seed=seed))
     adjusted = stats.holm([c.p for c in found])
     return [{"worse": w, "better": b, "gap": c.gap.estimate, "low": c.gap.low, "high": c.gap.high, "prompts": c.gap.clusters, "p": c.p, "p_holm": p,
              "sd": c.sd, "detectable": c.detectable or None, "claimed": bool(p <= 0.05 and c.gap.estimate > 0)} for (w, b), c, p in zip(claims, found, adjusted)]
 
-# %% ../../nbs/lab/03_report.ipynb #d38afc99
+# %% ../../nbs/lab/03_report.ipynb #15400cf5
 def detects(arms: Mapping[str, Sequence[Mapping[str, Any]]], # rows by arm
             base: str, # the arm to compare with
             sd: float = 0.5, # of the per-prompt differences where they cannot be estimated, because no verdict differs
@@ -124,7 +129,7 @@ def detects(arms: Mapping[str, Sequence[Mapping[str, Any]]], # rows by arm
     "What each arm could have shown."
     found = {}
     for name, rows in arms.items():
-        if name == base or not {r["pair"] for r in rows} & {r["pair"] for r in arms[base]}: continue
+        if name == base or not {r["pair"] for r in _labeled(rows)} & {r["pair"] for r in _labeled(arms[base])}: continue
         o = compare_arms(arms, [(base, name)])[0]
         found[name] = stats.detectable_gap(o["prompts"], o["sd"] or sd)
     return found
@@ -183,7 +188,7 @@ def paper_text(rows: Sequence[PaperRow]) -> str: # for a terminal
     line = lambda cells: "  ".join(c.ljust(w) for c, w in zip(cells, width)).rstrip()
     return "\n".join([line(head), line(["-" * w for w in width]), *map(line, body)])
 
-# %% ../../nbs/lab/03_report.ipynb #3c17f07a
+# %% ../../nbs/lab/03_report.ipynb #7ae92c97
 def _axes(width: float, height: float, title: str) -> tuple[Any, Any]:
     import matplotlib.pyplot as plt
     import seaborn as sns
@@ -200,9 +205,10 @@ def _close(fig: "Figure") -> "Figure":
 
 def plot_accuracy(arms: Sequence[Mapping[str, Any]], title: str) -> "Figure":
     "Accuracy by arm, with the interval clustered by prompt, chance as a line."
+    arms = [a for a in arms if a["accuracy"] is not None]
     fig, ax = _axes(7.5, 0.5 * len(arms) + 1.4, title)
     for y, a in enumerate(arms):
-        ax.plot([a["low"], a["high"]], [y, y], color="0.35", lw=2)
+        if a["low"] is not None: ax.plot([a["low"], a["high"]], [y, y], color="0.35", lw=2)
         ax.plot(a["accuracy"], y, "o", color="black", ms=7)
     ax.axvline(0.5, color="0.5", ls="--", lw=1)
     ax.set(yticks=range(len(arms)), yticklabels=[f"{a['arm']}  (n={a['n']})" for a in arms], xlim=(0, 1), xlabel="accuracy, mean of both orders, 95% interval (dashed: chance)")

@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['Refused', 'near', 'experiments', 'recipes', 'find_notebook', 'read_recipe', 'read_parameters', 'check_parameters',
-           'parse_value', 'failed_cell', 'Outcome', 'prepare', 'run', 'Cost', 'plan']
+           'parse_value', 'typed', 'failed_cell', 'Outcome', 'prepare', 'run', 'Cost', 'plan']
 
-# %% ../../nbs/lab/01_run.ipynb #50e8f67c
-import ast, difflib, json, os, re, subprocess, sys, tempfile, time
+# %% ../../nbs/lab/01_run.ipynb #4257c484
+import ast, difflib, json, math, os, re, subprocess, sys, tempfile, time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 import yaml
-from ..core.settings import settings, shipped
+from ..core.settings import shipped
 from ..core.types import Usage, Value
 from ..engines.plan import PlanBackend
 from .record import first_manifest, new_folder, read_manifest, update_manifest
@@ -69,7 +69,7 @@ def read_parameters(notebook: Path) -> dict[str, Any]: # name to default
         except ValueError: raise Refused(f"{notebook.name}: the default of {node.targets[0].id!r} is not a literal") from None
     return out
 
-# %% ../../nbs/lab/01_run.ipynb #2c724a22
+# %% ../../nbs/lab/01_run.ipynb #a44e12de
 def check_parameters(given: Mapping[str, Any], # from recipe and command line
                      defaults: Mapping[str, Any], # of the notebook
                      where: str, # what the error names
@@ -80,15 +80,25 @@ def check_parameters(given: Mapping[str, Any], # from recipe and command line
         if name not in defaults: raise Refused(f"{where} has no parameter {name!r}; {near(name, list(defaults))}")
         want, got = type(defaults[name]), type(value)
         if want is float and got is int: value = float(value)
-        elif defaults[name] is not None and value is not None and want is not got:
+        elif defaults[name] is not None and want is not got:
             raise Refused(f"{where}: parameter {name!r} wants {want.__name__} like {defaults[name]!r}, not {value!r}")
         out[name] = value
     return out
 
-def parse_value(text: str) -> Any:
-    "A value from the command line, read as YAML: `42`, `0.7`, `true`, `[1, 5]`, `null`, or text."
-    try: return yaml.safe_load(text)
-    except yaml.YAMLError: return text
+def parse_value(text: str, # from the command line
+                default: Any = None, # of the parameter; a text stays a text
+               ) -> Any:
+    "A value read as YAML: `42`, `0.7`, `true`, `[1, 5]`, `null`; where the default is a text, the text as it is."
+    if isinstance(default, str): return text
+    try: return float(text) if isinstance(default, float) and math.isfinite(float(text)) else yaml.safe_load(text)
+    except (ValueError, yaml.YAMLError): return text
+
+def typed(name: str, # experiment or notebook path
+          texts: Mapping[str, str], # parameters as they were typed
+         ) -> dict[str, Any]: # parameters with the types of the notebook's defaults
+    "Parameters from the command line."
+    defaults = read_parameters(find_notebook(name)[1])
+    return {k: parse_value(v, defaults.get(k)) for k, v in texts.items()}
 
 # %% ../../nbs/lab/01_run.ipynb #edff649e
 _CHILD = """
@@ -118,7 +128,7 @@ def failed_cell(notebook: Path) -> str | None:
             return f"cell {i}: {first.strip()}\n{o['ename']}: {o['evalue']}"
     return None
 
-# %% ../../nbs/lab/01_run.ipynb #6f56cf30
+# %% ../../nbs/lab/01_run.ipynb #1e49dca0
 class Outcome(Value):
     "How a run ended and where it lies."
     experiment: str
@@ -128,7 +138,10 @@ class Outcome(Value):
     error: str | None = None
 
     @property
-    def metrics(self) -> dict[str, Any]: return json.loads((self.folder / "metrics.json").read_text(encoding="utf-8"))
+    def metrics(self) -> dict[str, Any]:
+        "What the notebook measured; empty where it wrote no metrics."
+        path = self.folder / "metrics.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     def _repr_markdown_(self) -> str: return f"**{self.experiment}**: {self.state} after {self.seconds:.0f} s, in `{self.folder}`" + (f"\n\n```\n{self.error}\n```" if self.error else "")
 
 def prepare(name: str, # experiment or notebook path
@@ -142,7 +155,7 @@ def prepare(name: str, # experiment or notebook path
     given |= check_parameters(parameters or {}, defaults, experiment)
     return experiment, notebook, given, {**defaults, **given}
 
-# %% ../../nbs/lab/01_run.ipynb #68d11db0
+# %% ../../nbs/lab/01_run.ipynb #240b77ab
 _STATES = {0: "finished", 3: "failed"}
 
 def run(name: str, # experiment or notebook path
@@ -159,7 +172,7 @@ def run(name: str, # experiment or notebook path
     try: code, complaint = _execute(notebook, folder, given, plan=False)
     finally: # an interrupt is written down too
         state = "interrupted" if code is None else _STATES.get(code, f"died with exit code {code}")
-        error = None if code == 0 else failed_cell(folder / "notebook.ipynb") or complaint.strip()[-2000:] or None
+        error = None if code == 0 else failed_cell(folder / "notebook.ipynb") or complaint.strip()[-2000:] or f"the run {state}"
         seconds = time.monotonic() - start
         update_manifest(folder, state=state, exit_code=code, error=error, seconds=round(seconds, 1))
     return Outcome(experiment=experiment, folder=folder, state=state, seconds=seconds, error=error)

@@ -5,24 +5,25 @@
 # %% auto #0
 __all__ = ['Kept', 'all_right', 'consistent', 'Acceptance', 'acceptance', 'filtered_rubrics']
 
-# %% ../../nbs/rubrics/01_consistency.ipynb #3ac7d607
+# %% ../../nbs/rubrics/01_consistency.ipynb #756e5577
 from collections.abc import Sequence
 from typing import Any
 from ..core.types import Failure, Judgment, PreferencePair, Ranking, Rubric, Table, Value
-from ..engines.engine import Engine, engine
+from ..engines.engine import Engine
 from ..judges.margin import Orders
-from ..judges.pairwise import Method, Readout, judge
+from ..judges.pairwise import Readout, judge
 from .crg import Item, Mode, preferred, write_rubrics
 
-# %% ../../nbs/rubrics/01_consistency.ipynb #c3fc2854
+# %% ../../nbs/rubrics/01_consistency.ipynb #457a02e4
 class Kept(Value):
     "A tested rubric: its accuracy on the pairs it came from, and the pairs it got right; or why it was not kept."
     item_id: str
     rubric: Rubric | None = None
     accuracy: float | None = None
     kept_pairs: tuple[str, ...] = ()
+    tested: bool = False # whether a readable rubric reached the judge of the filter
     failure: Failure | None = None
-    history: tuple[str, ...] = () # what became of each attempt: `kept`, `dropped`, or the reason why it could not be read
+    history: tuple[str, ...] = () # what became of each attempt: `kept`, `dropped`, `unjudged`, or the reason why it could not be read
 
     @property
     def attempts(self) -> int: return max(len(self.history), 1)
@@ -37,11 +38,13 @@ def all_right(j: Judgment) -> bool:
     return all(v.winner == j.gold for v in j.verdicts)
 
 def _test(item: Item, rubric: Rubric, judgments: Sequence[Judgment], tau: float) -> Kept:
-    right = [j.pair_id for j in judgments if all_right(j)]
+    stand = [j for j in judgments if not j.failures]
+    if not stand: return Kept(item_id=item.id, tested=True, failure=judgments[0].failures[0])
+    right = [j.pair_id for j in stand if all_right(j)]
     accuracy = len(right) / len(judgments)
-    if right and accuracy >= tau: return Kept(item_id=item.id, rubric=rubric, accuracy=accuracy, kept_pairs=tuple(right))
-    detail = f"right on {len(right)} of {len(judgments)} pairs, tau {tau}"
-    return Kept(item_id=item.id, accuracy=accuracy, failure=Failure(reason="dropped", detail=detail))
+    if right and accuracy >= tau: return Kept(item_id=item.id, tested=True, rubric=rubric, accuracy=accuracy, kept_pairs=tuple(right))
+    detail = f"right on {len(right)} of {len(judgments)} pairs, {len(judgments) - len(stand)} without a verdict, tau {tau}"
+    return Kept(item_id=item.id, tested=True, accuracy=accuracy, failure=Failure(reason="dropped", detail=detail))
 
 # %% ../../nbs/rubrics/01_consistency.ipynb #fb845fd9
 def consistent(items: Sequence[Item], # what the rubrics were written from
@@ -63,12 +66,13 @@ def consistent(items: Sequence[Item], # what the rubrics were written from
     for (i, _), j in zip(flat, judged): found.setdefault(i, []).append(j)
     return Table(Kept(item_id=item.id, failure=bad[i]) if i in bad else _test(item, rubrics[i], found[i], tau) for i, item in enumerate(items))
 
-# %% ../../nbs/rubrics/01_consistency.ipynb #bf9c7c41
+# %% ../../nbs/rubrics/01_consistency.ipynb #957be61b
 class Acceptance(Value):
     "What happened in one round of rejection sampling."
     attempt: int
     written: int
     unreadable: int
+    unjudged: int # readable, but the judge of the filter gave no verdict
     accepted: int
     accepted_so_far: float
 
@@ -79,12 +83,13 @@ def acceptance(histories: Sequence[Sequence[str]], # the history of every item
     for attempt in range(max(map(len, histories), default=0)):
         here = [h[attempt] for h in histories if len(h) > attempt]
         so_far = sum("kept" in h[:attempt + 1] for h in histories) / len(histories)
-        written = sum(o in ("kept", "dropped") for o in here)
-        rounds.append(Acceptance(attempt=attempt + 1, written=written, unreadable=len(here) - written, accepted=here.count("kept"), accepted_so_far=so_far))
+        written = sum(o in ("kept", "dropped", "unjudged") for o in here)
+        rounds.append(Acceptance(attempt=attempt + 1, written=written, unreadable=len(here) - written, unjudged=here.count("unjudged"),
+                                 accepted=here.count("kept"), accepted_so_far=so_far))
     return rounds
 
 def _with_history(k: Kept, before: Kept | None) -> Kept:
-    outcome = "kept" if k.rubric else k.failure.reason
+    outcome = "kept" if k.rubric else "unjudged" if k.tested and k.failure.reason != "dropped" else k.failure.reason
     return k.replace(history=(*(before.history if before else ()), outcome))
 
 # %% ../../nbs/rubrics/01_consistency.ipynb #a7482c80

@@ -5,15 +5,15 @@
 # %% auto #0
 __all__ = ['Mode', 'Item', 'preferred', 'crg_chat', 'read_rubric', 'write_rubrics']
 
-# %% ../../nbs/rubrics/00_crg.ipynb #5988f72e
+# %% ../../nbs/rubrics/00_crg.ipynb #a377ac51
 import re
 from collections.abc import Sequence
 from typing import Literal
-from ..core.prompts import fill, template
-from ..core.types import AnswerPair, Chat, Completion, Failure, Pair, PreferencePair, Ranking, Rubric, Table
+from ..core.prompts import fill, neutralize, template
+from ..core.types import Chat, Completion, Failure, Pair, PreferencePair, Ranking, Rubric
 from ..engines.engine import Engine, engine
 
-# %% ../../nbs/rubrics/00_crg.ipynb #6d374589
+# %% ../../nbs/rubrics/00_crg.ipynb #e51a1c06
 Mode = Literal["contrastive", "prompt_only"]
 Item = Pair | Ranking
 
@@ -25,7 +25,10 @@ def preferred(pair: Pair, # a pair
     better, worse = pair.answers if pair.label == "A" else pair.answers[::-1]
     return PreferencePair(id=pair.id, prompt=pair.prompt, chosen=better, rejected=worse, source=pair.source, meta=pair.meta)
 
-def _ranked(responses: Sequence[str]) -> str: return "\n\n".join(f"Rank {i}:\n{r}" for i, r in enumerate(responses, 1))
+def _ranked(responses: Sequence[str]) -> str:
+    "The answers in sections of their own, which none of them can close or open."
+    inner = ("request", "response", "responses")
+    return "\n".join(f'<response rank="{i}">\n{neutralize(r, inner)}\n</response>' for i, r in enumerate(responses, 1))
 
 def crg_chat(item: Item, # a pair or a ranking
              mode: Mode = "contrastive", # with the answers, or from the request alone
