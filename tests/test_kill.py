@@ -53,7 +53,7 @@ def check_fake(tmp_path, kills):
     whole = command(*args, "--results-dir", tmp_path / "whole", RUBRICLAB_CACHE_DIR=str(tmp_path / "other"))
     assert whole.returncode == 0, whole.stdout + whole.stderr
     folder, = (tmp_path / "whole" / "openrubrics").iterdir()
-    before, after, last, computed = killed_and_restarted(args, tmp_path, {}, kills, 8.0)
+    before, after, last, computed = killed_and_restarted(args, tmp_path, {}, kills, 5.0)
     assert (last / "items.jsonl").read_bytes() == (folder / "items.jsonl").read_bytes()
     assert computed == after - before, (before, after, computed)
     print(f"fake: {kills} kills, {before} calls finished before the last start, {after - before} computed after it, {after} in all")

@@ -160,7 +160,7 @@ def _criterion(item: Any, # a text, or a mapping as HealthBench, ResearchRubrics
     if "kind" not in rest and isinstance(text, str) and _split_tag(_one_line(text))[2]: text, rest["kind"], _ = _split_tag(_one_line(text))
     return Criterion(text=text, weight=weight, **rest)
 
-# %% ../../nbs/core/00_types.ipynb #e64cf6a3
+# %% ../../nbs/core/00_types.ipynb #18b20994
 def _json_items(text: str) -> list[Any] | None:
     "The items of a JSON list (alone, under `rubric`, `rubrics` or `criteria`, or in a code fence), or None."
     m = re.search(r"```(?:json)?\s*\n(.*?)```", text, re.S)
@@ -175,6 +175,7 @@ def _inner(found: Mapping[str, Any]) -> list[Any] | None:
     items = next((found[k] for k in ("criteria", "rubric", "rubrics") if k in found), None)
     return list(items) if isinstance(items, (list, tuple)) else None
 
+# %% ../../nbs/core/00_types.ipynb #81e5a1c1
 class Rubric(Value):
     "An ordered list of criteria for one prompt, and who wrote it."
     criteria: tuple[Criterion, ...] = Field(min_length=1)
@@ -212,7 +213,7 @@ class Rubric(Value):
         lines = [f"{i}. {cell(c.text, 600)}{f' **[{KINDS[c.kind]}]**' if c.kind else ''}{weight(c)}" for i, c in enumerate(self.criteria, 1)]
         return "\n".join(([f"*{by}*", ""] if by else []) + lines)
 
-# %% ../../nbs/core/00_types.ipynb #6d6ec596
+# %% ../../nbs/core/00_types.ipynb #f8825088
 Role = Literal["system", "user", "assistant"]
 
 class Message(Value):
@@ -228,7 +229,7 @@ def as_text(prompt: Prompt) -> str:
     if len(prompt) == 1 and prompt[0].role == "user": return prompt[0].content
     return "\n\n".join(f"{m.role.capitalize()}: {m.content}" for m in prompt)
 
-# %% ../../nbs/core/00_types.ipynb #5086a981
+# %% ../../nbs/core/00_types.ipynb #37aac80a
 class Chat(Value):
     "What an engine is asked: messages, the forced beginning of the reply, and arguments of the chat template."
     messages: tuple[Message, ...] = Field(min_length=1)
@@ -256,7 +257,7 @@ class Scores(Value):
     exact: bool = True
     usage: Usage = Usage()
 
-# %% ../../nbs/core/00_types.ipynb #a3556bd5
+# %% ../../nbs/core/00_types.ipynb #dee491ef
 def _messages(prompt: Any) -> Any:
     return tuple(prompt) if isinstance(prompt, list) else prompt
 
@@ -298,7 +299,7 @@ class AnswerPair(_Pair):
 
 Pair = PreferencePair | AnswerPair
 
-# %% ../../nbs/core/00_types.ipynb #6d0c8c18
+# %% ../../nbs/core/00_types.ipynb #bf5769d6
 class Ranking(Value):
     "A prompt and its answers in descending preference."
     id: str = Field(min_length=1)
@@ -313,7 +314,7 @@ class Ranking(Value):
         return tuple(PreferencePair(id=f"{self.id}#{a + 1}>{b + 1}", prompt=self.prompt, chosen=self.responses[a], rejected=self.responses[b])
                      for a in range(len(self.responses)) for b in range(a + 1, len(self.responses)))
 
-# %% ../../nbs/core/00_types.ipynb #5bd3919c
+# %% ../../nbs/core/00_types.ipynb #e9c0ba16
 Order = Literal["first", "second"]
 TOLERANCE = 2e-3 # nats; margins in fp32 that differ by less are the same
 
@@ -336,7 +337,7 @@ class Verdict(Value):
         if not self.failure and self.winner is None: raise ValueError("a verdict needs a winner or a failure")
         return self
 
-# %% ../../nbs/core/00_types.ipynb #860072f6
+# %% ../../nbs/core/00_types.ipynb #adc7cb9a
 class Judgment(Value):
     "All verdicts on one pair. Without a verdict that stands there is a failure."
     pair_id: str
@@ -369,7 +370,7 @@ class Judgment(Value):
     @property
     def usage(self) -> Usage: return sum((v.usage for v in self.verdicts), Usage())
 
-# %% ../../nbs/core/00_types.ipynb #0b9e7c2a
+# %% ../../nbs/core/00_types.ipynb #142e66b9
 class Label(Value):
     "The label of one criterion, its number on the scale and, where read, its probability; or a failure."
     criterion: int = Field(ge=0)
@@ -397,7 +398,7 @@ class Grade(Value):
         if self.failure and self.score is not None: raise ValueError("a failed grade has no score")
         return self
 
-# %% ../../nbs/core/00_types.ipynb #20713a5e
+# %% ../../nbs/core/00_types.ipynb #5e942024
 class Table(list):
     "A list of values that a notebook shows as a table."
     shown = 10
