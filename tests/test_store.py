@@ -109,3 +109,31 @@ def test_a_fork_opens_its_own_connection(tmp_path):
     os.waitpid(pid, 0)
     store.put([("parent", "e", "r", "2")])
     assert len(store) == 2
+
+
+def test_answers_of_a_quick_engine_are_committed_together(tmp_path, monkeypatch):
+    store, sizes, put = Store(tmp_path / "s.sqlite"), [], Store.put
+    monkeypatch.setattr(Store, "put", lambda self, rows: (sizes.append(len(rows)), put(self, rows)))
+    keys = [key_of(str(i)) for i in range(5000)]
+    dict(store.through(keys, keys, "e", lambda ps: ((p, "1", True) for p in ps)))
+    assert sum(sizes) == len(store) == 5000 and len(sizes) < 500
+
+
+def test_an_answer_does_not_wait_for_the_next(tmp_path):
+    store, keys = Store(tmp_path / "s.sqlite"), [key_of("a"), key_of("b")]
+    def slow(positions):
+        yield positions[0], '"first"', True
+        end = time.monotonic() + 10
+        while not store.get(keys[:1]) and time.monotonic() < end: time.sleep(0.01)
+        yield positions[1], json.dumps(bool(store.get(keys[:1]))), True
+    assert dict(store.through(keys, keys, "e", slow))[1] == "true"
+
+
+def test_what_goes_wrong_while_writing_is_raised(tmp_path, monkeypatch):
+    store, keys = Store(tmp_path / "s.sqlite"), [key_of("a")]
+    def full(self, rows): raise sqlite3.OperationalError("database or disk is full")
+    monkeypatch.setattr(Store, "put", full)
+    answer = lambda ps: ((p, "1", True) for p in ps)
+    with pytest.raises(sqlite3.OperationalError, match="disk is full"): dict(store.through(keys, keys, "e", answer))
+    monkeypatch.undo()
+    assert dict(store.through(keys, keys, "e", answer)) == {0: "1"} and len(store) == 1 # the claim was given back

@@ -224,7 +224,7 @@ def see(text: str, # all turns
     prompt, world = (int(request[1]), int(request[2])) if request else (None, None)
     return Seen(world, prompt, answers, _pair(answers), tuple(dict.fromkeys((sign, name) for _, sign, name in found)))
 
-# %% ../../nbs/engines/01_fake.ipynb #5b852b7f
+# %% ../../nbs/engines/01_fake.ipynb #6bc2ea86
 class Facts(NamedTuple):
     "What is true of a pair."
     own: dict[str, float] # weight times side of each true criterion
@@ -236,9 +236,9 @@ class Mind:
     "The skills at work in a world."
     def __init__(self, world: World, skills: Skills) -> None:
         self.world, self.skills = world, skills
-        self.needs = lru_cache(maxsize=100_000)(world.needs)
-        self.facts = lru_cache(maxsize=100_000)(self._facts)
-        self.fixed = lru_cache(maxsize=200_000)(self._fixed)
+        self.needs = lru_cache(maxsize=1 << 11)(world.needs)
+        self.facts = lru_cache(maxsize=1 << 11)(self._facts)
+        self.fixed = lru_cache(maxsize=1 << 14)(self._fixed)
 
     def _facts(self, prompt: int, pair: int) -> Facts:
         needs = self.needs(prompt)
