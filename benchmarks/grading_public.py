@@ -6,6 +6,7 @@ Prints accuracy, kappa and AUROC with 95 % intervals clustered by prompt, whatev
 take the longest, so they are read on a sample of 100 items, and n says so.
 """
 import sys
+from rubriclab.data.records import prompt_key
 from rubriclab.data.rubric_sets import load_items
 from rubriclab.engines.engine import engine
 from rubriclab.judges.pointwise import apply_thresholds, fit_thresholds, grade
@@ -15,9 +16,8 @@ from rubriclab.lab.grades import grade_rows, grades_text, summarize_grades
 
 def halves(items):
     "Every second prompt to fit on, the others to report on."
-    prompts = {p: n for n, p in enumerate(dict.fromkeys(str(i.prompt) + (i.response or "")[:80] for i in items))}
-    side = lambda i: prompts[str(i.prompt) + (i.response or "")[:80]] % 2
-    return [i for i in items if side(i) == 0], [i for i in items if side(i) == 1]
+    side = {p: n % 2 for n, p in enumerate(dict.fromkeys(map(prompt_key, items)))}
+    return [[i for i in items if side[prompt_key(i)] == k] for k in (0, 1)]
 
 
 def report(name, items, grades, again=()): print(f"\n## {name}\n{grades_text(summarize_grades(grade_rows(items, grades, again)))}", flush=True)

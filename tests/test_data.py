@@ -103,7 +103,7 @@ def test_bad_lines_keep_their_number(tmp_path, line, problem):
 def test_duplicate_ids_and_repeated_rows(tmp_path):
     row = {"prompt": "Q", "chosen": "a", "rejected": "b"}
     write_rows(tmp_path / "same.jsonl", [row, row])
-    with pytest.raises(RecordError, match="line 2, field 'id': .* stands at line 1 too; give every pair an id"): read_pairs(tmp_path / "same.jsonl")
+    with pytest.raises(RecordError, match="line 2, field 'id': .* stands at line 1 too; give every record an id"): read_pairs(tmp_path / "same.jsonl")
     assert len(read_pairs(tmp_path / "same.jsonl", keep_going=True)) == 1
 
 def test_bad_tables_and_lists(tmp_path):

@@ -155,8 +155,8 @@ def test_an_answer_stays_in_its_section(text):
     assert chat.text.count("<criterion>") == 1 and chat.text.count("</response>") == 1 and chat.text.count("<response>") == 1
 
 
-@pytest.mark.parametrize("change, says", [(dict(response=None), "moon: it has no response"), (dict(rubric=None, gold_labels=()), "moon: it has no rubric"),
-    (dict(rubric=[{"text": "a", "examples": [{"response": "b", "label": "maybe"}]}]), "criterion 1, its example's label 'maybe'"), (dict(gold_labels=("maybe", None)), "criterion 1, its gold label 'maybe'")])
+@pytest.mark.parametrize("change, says", [(dict(response=None), "moon, response: is missing; write the answer"), (dict(rubric=None, gold_labels=()), "moon, rubric: is missing; write the criteria"),
+    (dict(rubric=[{"text": "a", "examples": [{"response": "b", "label": "maybe"}]}]), "rubric: criterion 1, example: 'maybe'"), (dict(gold_labels=("maybe", None)), "gold_labels: criterion 1: 'maybe'")])
 def test_bad_items(change, says):
     with pytest.raises(ValueError, match=says): grade([MOON.replace(**change)], fake())
 

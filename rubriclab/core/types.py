@@ -102,7 +102,7 @@ def _split_tag(text: str, # one item of a rubric
     tag = m[1].lower().replace("instruction following", "instruction-following").replace("hard-rule", "hard rule")
     return (text[:m.start()], _TAG[tag], True) if tag in _TAG else (text, None, False)
 
-# %% ../../nbs/core/00_types.ipynb #a7c494d3
+# %% ../../nbs/core/00_types.ipynb #1be30de8
 class Scale(Value):
     "An ordered label scale, worst first: names, and the number that each label stands for (None: the criterion does not count)."
     name: str = Field(min_length=1)
@@ -126,6 +126,9 @@ class Scale(Value):
     @cached_property
     def worst(self) -> str: return self.labels[self.values.index(self.low)]
     def value(self, label: str) -> float | None: return self.values[self.labels.index(label)]
+    def place(self, value: float) -> float:
+        "Where a value lies between the worst (0) and the best (1)."
+        return (value - self.low) / (self.high - self.low)
 
 # %% ../../nbs/core/00_types.ipynb #2f0a9634
 def read_label(scale: Scale, # the scale it should stand on

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Parsed', 'as_item', 'item_row', 'Items', 'items_at', 'read_items']
 
-# %% ../../nbs/data/03_items.ipynb #8ae574f1
+# %% ../../nbs/data/03_items.ipynb #aeaf488f
 import difflib, json, marshal, os
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, cast
 from pydantic import ValidationError
 from ..core.types import SCALES, Criterion, Item, Message, Rubric, read_label
-from .records import Pairs, RecordError, Where, rows_at
+from .records import Pairs, RecordError, Where, collect, records_at
 
 # %% ../../nbs/data/03_items.ipynb #df4dc2fd
 _TEXTS, _WEIGHTS = ("text", "criterion", "description", "rubric_item", "requirement"), ("weight", "points", "score")
@@ -227,7 +227,7 @@ def item_row(item: Item, # what to write
     inside = {k: v for k, v in meta.items() if k in _INSIDE}
     return row | {k: v for k, v in meta.items() if k not in _INSIDE} | ({"meta": inside} if inside else {})
 
-# %% ../../nbs/data/03_items.ipynb #b023c4ad
+# %% ../../nbs/data/03_items.ipynb #9c5aa074
 class Items(Pairs):
     "Items that were read, and the rows that were not (`skipped`)."
 
@@ -235,20 +235,10 @@ def items_at(path: str | Path, # a file, a saved dataset's folder, or `hf:owner/
             ) -> Iterator[tuple[Where, Item | RecordError]]: # each record with its place; a RecordError where it is bad
     "All items of a file, one at a time, in constant memory."
     base = None if str(path).startswith("hf:") else Path(path).expanduser().parent
-    for where, row in rows_at(path):
-        if isinstance(row, RecordError): yield where, row; continue
-        try: yield where, as_item(row, where, base)
-        except RecordError as e: yield where, e
+    return records_at(path, lambda row, where: as_item(row, where, base))
 
 def read_items(path: str | Path, # a file, a saved dataset's folder, or `hf:owner/name?split=train`
                keep_going: bool = False, # keep the good records; the bad ones are listed in `.skipped`
               ) -> Items:
     "All items of a file. Without `keep_going` the first bad record is raised as a RecordError; ids are unique."
-    items, seen = Items(), {}
-    for where, item in items_at(path):
-        if not isinstance(item, RecordError) and (other := seen.setdefault(item.id, where)) is not where:
-            item = RecordError(where, "id", f"{item.id!r} stands at {other.unit} {other.number} too", "give every record an id of its own")
-        if isinstance(item, Item): items.append(item)
-        elif keep_going: items.skipped.append(item)
-        else: raise item
-    return items
+    return collect(items_at(path), Items(), keep_going)

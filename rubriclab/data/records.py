@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Found', 'Where', 'RecordError', 'needed', 'hub_rows', 'rows_at', 'read_rows', 'dialogue', 'as_label', 'as_pair',
-           'row_of', 'Pairs', 'read_pairs', 'prompt_key', 'write_rows']
+           'row_of', 'Pairs', 'records_at', 'collect', 'read_pairs', 'prompt_key', 'write_rows']
 
 # %% ../../nbs/data/00_records.ipynb #401c6599
 import csv, gzip, hashlib, importlib, io, json, os, re, sys, tempfile, unicodedata
@@ -353,7 +353,7 @@ def row_of(pair: Pair, # what to write
     inside = {k: v for k, v in pair.meta.items() if k in _OWN}
     return row | {k: v for k, v in pair.meta.items() if k not in _OWN} | ({"meta": inside} if inside else {})
 
-# %% ../../nbs/data/00_records.ipynb #a061bb7c
+# %% ../../nbs/data/00_records.ipynb #b9232c94
 class Pairs(Table):
     "Pairs that were read, and the rows that were not."
     def __init__(self, pairs: Iterable[Pair] = (), skipped: Iterable[RecordError] = ()) -> None:
@@ -367,23 +367,36 @@ class Pairs(Table):
         bad = "\n".join(f"- {e}" for e in self.skipped[:5])
         return super()._repr_markdown_() + (f"\n\n*skipped as bad: {len(self.skipped):,}*\n{bad}" if bad else "")
 
+def records_at(path: str | Path, # a file, a saved dataset's folder, or `hf:owner/name?split=train`
+               as_record: Callable[[dict[str, Any], Where], Any], # a row as a record with an `id`, or RecordError
+              ) -> Iterator[tuple[Where, Any]]: # each record with its place; a RecordError where it is bad, or its id stood before
+    "All records of a file, one at a time."
+    seen: dict[int, int | None] = {} # hashes: the ids of a long file would fill the memory
+    for where, row in rows_at(path):
+        try:
+            if isinstance(row, RecordError): raise row
+            record = as_record(row, where)
+            if (other := seen.setdefault(hash(record.id), where.number)) != where.number:
+                raise RecordError(where, "id", f"{record.id!r} stands at {where.unit} {other} too", "give every record an id of its own, and a repeated one once")
+            yield where, record
+        except RecordError as e: yield where, e
+
+def collect(found: Iterable[tuple[Where, Any]], # records with their places
+            into: Any, # a list with `skipped`
+            keep_going: bool, # bad records go into `skipped`; else the first is raised
+           ) -> Any: # `into`
+    "The good records of a file in a list."
+    for _, record in found:
+        if not isinstance(record, RecordError): into.append(record)
+        elif keep_going: into.skipped.append(record)
+        else: raise record
+    return into
+
 def read_pairs(path: str | Path, # a file, a saved dataset's folder, or `hf:owner/name?split=train`
                keep_going: bool = False, # keep the good rows; the bad ones are listed in `.skipped`
               ) -> Pairs:
     "All pairs of a file. Without `keep_going` the first bad row is raised as a RecordError; ids are unique."
-    pairs, seen = Pairs(), {}
-    for where, row in rows_at(path):
-        try:
-            if isinstance(row, RecordError): raise row
-            pair = as_pair(row, where)
-            if (other := seen.setdefault(pair.id, where)) is not where:
-                problem = f"{pair.id!r} stands at {other.unit} {other.number} too"
-                raise RecordError(where, "id", problem, "give every pair an id of its own, and a repeated row once")
-            pairs.append(pair)
-        except RecordError as e:
-            if not keep_going: raise
-            pairs.skipped.append(e)
-    return pairs
+    return collect(records_at(path, as_pair), Pairs(), keep_going)
 
 # %% ../../nbs/data/00_records.ipynb #8db6e627
 def prompt_key(pair: Any, # a pair or a ranking

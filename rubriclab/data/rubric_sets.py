@@ -6,7 +6,7 @@
 __all__ = ['RUBRIC_SETS', 'Beside', 'GAPS_POINTS', 'QUESTIONS', 'SIGHT_CATEGORIES', 'CONSTRAINTS', 'LANGUAGES', 'rows_of_set',
            'constraint_text', 'label_counts', 'load_items']
 
-# %% ../../nbs/data/04_rubric_sets.ipynb #59447758
+# %% ../../nbs/data/04_rubric_sets.ipynb #a6eb19fe
 import csv, json, re, zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
@@ -18,7 +18,7 @@ from ..core.types import SCALES, Item, read_label
 from .items import Items, as_item
 from .records import Found, RecordError, Where, prompt_key, rows_at
 from .sets import Records, Source, made_of, near_name, not_found, of_subset, parts_of, places_of, read_set, sample_prompts
-from .verifiable import _say
+from .verifiable import worded
 
 # %% ../../nbs/data/04_rubric_sets.ipynb #3af69757
 RUBRIC_SETS: dict[str, Source] = {}
@@ -299,14 +299,14 @@ LANGUAGES = {"ar": "Arabic", "bg": "Bulgarian", "bn": "Bengali", "de": "German",
              "ko": "Korean", "mr": "Marathi", "ne": "Nepali", "pa": "Punjabi", "pt": "Portuguese", "ru": "Russian", "sw": "Swahili", "ta": "Tamil", "te": "Telugu", "th": "Thai",
              "ur": "Urdu", "vi": "Vietnamese"}
 
-# %% ../../nbs/data/04_rubric_sets.ipynb #f4d70c74
+# %% ../../nbs/data/04_rubric_sets.ipynb #9657bf95
 def constraint_text(name: str, # such as `length_constraints:number_words`
                     given: Mapping[str, Any], # its arguments; null ones do not count
                    ) -> str: # one sentence
     "A named constraint as a criterion. A name that is not known, or lacks an argument, is said as it is."
     given = {k: v for k, v in given.items() if v is not None}
     if name == "language:response_language" and given.get("language") in LANGUAGES: return f"The entire response is in {LANGUAGES[given['language']]}."
-    try: return _say(CONSTRAINTS[name], given)
+    try: return worded(CONSTRAINTS[name], given)
     except KeyError: return f"The response meets the constraint {name!r}" + (f" with {', '.join(f'{k} = {v}' for k, v in given.items())}." if given else ".")
 
 def _constraints(row: Mapping[str, Any], kwargs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -344,7 +344,7 @@ def _beside(source: Source, folder: str | None) -> Beside:
         return found
     return beside
 
-# %% ../../nbs/data/04_rubric_sets.ipynb #cd45c033
+# %% ../../nbs/data/04_rubric_sets.ipynb #9a60681f
 def label_counts(items: Sequence[Item], # with or without gold labels
                 ) -> tuple[int, float | None]: # how many are known, and their mean place on the scale
     "Gold labels that are known. The place is 0 for the worst label and 1 for the best; \"not applicable\" has none. None where no label is known."
@@ -355,7 +355,7 @@ def label_counts(items: Sequence[Item], # with or without gold labels
             scale = c.scale or SCALES["binary"]
             known += 1
             value = scale.value(read_label(scale, gold))
-            if value is not None: places.append((value - scale.low) / (scale.high - scale.low))
+            if value is not None: places.append(scale.place(value))
     return known, sum(places) / len(places) if places else None
 
 def _summary(name: str, items: Items, source: Source) -> str:

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['Mode', 'Readout', 'Listing', 'PROMPTS', 'HOLISTIC', 'Found', 'Entries', 'Rule', 'Ties', 'Grading', 'settings_of',
-           'listing', 'shown_labels', 'Task', 'scale_of', 'check_item', 'criterion_tasks', 'criteria_order', 'listed',
-           'softmax', 'expected_place', 'likeliest', 'differing', 'reply_schema', 'json_entries', 'line_entries',
-           'sort_entries', 'score_labels', 'rescore', 'Reader', 'grade', 'Thresholds', 'best_cut', 'fit_thresholds',
-           'apply_thresholds', 'vote', 'combine', 'grade_ensemble']
+           'listing', 'shown_labels', 'Task', 'scale_of', 'Unfit', 'check_item', 'criterion_tasks', 'criteria_order',
+           'listed', 'softmax', 'expected_place', 'likeliest', 'differing', 'reply_schema', 'json_entries',
+           'line_entries', 'sort_entries', 'score_labels', 'rescore', 'Reader', 'grade', 'Thresholds', 'best_cut',
+           'fit_thresholds', 'apply_thresholds', 'vote', 'combine', 'grade_ensemble']
 
 # %% ../../nbs/judges/03_pointwise.ipynb #f5e7ef6a
 import hashlib, json, math, re
@@ -105,19 +105,27 @@ def _values(item: Item, how: Grading) -> dict[str, Any]:
     "What all prompts of an item have in common."
     return {"request": item.prompt, "response": item.response, "context": item.context, "reference": item.reference, "length_neutral": how.length_neutral}
 
-# %% ../../nbs/judges/03_pointwise.ipynb #96b80da7
+# %% ../../nbs/judges/03_pointwise.ipynb #9c8c1f1d
+class Unfit(ValueError):
+    "An item that cannot be graded: the field, the problem and the fix."
+    def __init__(self, item: Item, field: str, problem: str, fix: str) -> None:
+        self.field, self.problem, self.fix = field, problem, fix
+        super().__init__(f"item {item.id}, {field}: {problem}; {fix}")
+
 def check_item(item: Item, # to grade
                how: Grading, # settings
               ) -> None:
-    "ValueError for an item that cannot be graded, or whose gold labels or examples stand on another scale."
-    if item.response is None: raise ValueError(f"item {item.id}: it has no response to grade; set `response`")
+    "`Unfit`, a ValueError, for an item that cannot be graded, or whose gold labels or examples stand on another scale."
+    if item.response is None: raise Unfit(item, "response", "is missing", "write the answer to grade")
     if how.mode == "holistic": return
-    if item.rubric is None: raise ValueError(f"item {item.id}: it has no rubric; set `rubric`, or use mode='holistic'")
+    if item.rubric is None: raise Unfit(item, "rubric", "is missing", "write the criteria, or use mode='holistic'")
     for k, c in enumerate(item.rubric.criteria):
         gold = item.gold_labels[k] if item.gold_labels else None
-        for what, label in [("gold label", gold)] * (gold is not None) + [("example's label", x.label) for x in c.examples]:
+        for field, what, label in [("gold_labels", "", gold)] * (gold is not None) + [("rubric", ", example", x.label) for x in c.examples]:
             try: read_label(scale_of(c, how), label)
-            except ValueError as e: raise ValueError(f"item {item.id}: criterion {k + 1}, its {what} {e}") from None
+            except ValueError as e:
+                problem, _, fix = str(e).partition("; ")
+                raise Unfit(item, field, f"criterion {k + 1}{what}: {problem}", fix) from None
 
 def criterion_tasks(items: Sequence[Item], # what to grade
                     how: Grading, # settings
@@ -150,7 +158,7 @@ def listed(item: Item, how: Grading, order: Sequence[int]) -> str: # one line a 
         lines.append(f"{n}. {c.text} (labels: {' | '.join(shown_labels(item, k, how))})")
     return "\n".join(lines)
 
-# %% ../../nbs/judges/03_pointwise.ipynb #cdb8aac7
+# %% ../../nbs/judges/03_pointwise.ipynb #ed9d9881
 def softmax(logprobs: Sequence[float], # nats, any constant added
             free: Sequence[float] | None = None, # of a content-free answer
            ) -> tuple[float, ...]: # sum 1
@@ -167,7 +175,7 @@ def expected_place(scale: Scale, # the scale
     "The expected place on a scale, over the labels that have a value."
     known = [(p, v) for p, v in zip(probs, scale.values) if v is not None]
     total = sum(p for p, _ in known)
-    return min(1.0, max(0.0, sum(p * (v - scale.low) for p, v in known) / (total * (scale.high - scale.low)))) if total > 0 else None
+    return min(1.0, max(0.0, sum(p * scale.place(v) for p, v in known) / total)) if total > 0 else None
 
 def likeliest(logprobs: Sequence[float]) -> int: # a place in the list
     "The place of the largest; the first of those within the tolerance."
@@ -474,7 +482,7 @@ def apply_thresholds(items: Sequence[Item], # what was graded
         out.append(g.replace(labels=tuple(labels), **{**scored, "parts": {**g.parts, **scored["parts"], "thresholds": True}}))
     return Table(out)
 
-# %% ../../nbs/judges/03_pointwise.ipynb #c835e01b
+# %% ../../nbs/judges/03_pointwise.ipynb #e92de797
 Rule = Literal["majority", "weighted", "mean", "unanimous"]
 Ties = Literal["worst", "best", "first"]
 
@@ -490,13 +498,13 @@ def _winner(votes: Sequence[str | None], weights: Sequence[float], scale: Scale,
 
 def _mean_place(members: Sequence[Label], weights: Sequence[float], scale: Scale) -> float | None:
     "The mean of the members' places on the scale, 0 to 1."
-    place = lambda x: x.prob if x.prob is not None else None if x.value is None else (x.value - scale.low) / (scale.high - scale.low)
+    place = lambda x: x.prob if x.prob is not None else None if x.value is None else scale.place(x.value)
     known = [(place(x), w) for x, w in zip(members, weights) if not x.failure and place(x) is not None]
     return sum(p * w for p, w in known) / total if (total := sum(w for _, w in known)) else None
 
 def _nearest(scale: Scale, place: float) -> str:
     "The label nearest to a place; halfway, the worse one."
-    known = [(abs((v - scale.low) / (scale.high - scale.low) - place), k) for k, v in enumerate(scale.values) if v is not None]
+    known = [(abs(scale.place(v) - place), k) for k, v in enumerate(scale.values) if v is not None]
     return scale.labels[min(known)[1]]
 
 # %% ../../nbs/judges/03_pointwise.ipynb #d0bb3887

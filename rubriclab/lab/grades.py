@@ -66,7 +66,7 @@ def grade_rows(items: Sequence[Item], # what was graded
     second = {g.item_id: g for g in again or ()}
     return [grade_row(i, g, second.get(i.id)) for i, g in zip(items, grades, strict=True)]
 
-# %% ../../nbs/lab/06_grades.ipynb #af07ae96
+# %% ../../nbs/lab/06_grades.ipynb #b1bcde3a
 class Cell(NamedTuple):
     "One criterion of one graded item."
     text: str
@@ -84,7 +84,7 @@ class Cell(NamedTuple):
 def place(scale: Scale, label: str | None) -> float | None:
     "0 for the worst label of a scale, 1 for the best; None where the label does not count, or there is none."
     v = None if label is None else scale.value(label)
-    return None if v is None else (v - scale.low) / (scale.high - scale.low)
+    return None if v is None else scale.place(v)
 
 @lru_cache(maxsize=1 << 14)
 def _scale(name: str, labels: tuple[str, ...], values: tuple[float | None, ...]) -> Scale: return Scale(name=name, labels=labels, values=values)
