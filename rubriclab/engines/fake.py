@@ -160,7 +160,7 @@ def items(self: World, prompts: int, # how many; one answer of each
 
 World.items = items
 
-# %% ../../nbs/engines/01_fake.ipynb #ad03ffc7
+# %% ../../nbs/engines/01_fake.ipynb #e46fbaba
 Share = Annotated[float, Field(ge=0, le=1)]
 Base = Annotated[float | None, BeforeValidator(lambda x: None if x == "own" else x)]
 
@@ -185,6 +185,7 @@ class Skills(Value):
     v: Share = 0.8 # verifier: says rightly whether a rubric helps
     verifier_scale: float = Field(2.0, ge=0) # verifier: nats of its label
     grader_scale: float = Field(2.0, ge=0) # grader: nats of its label
+    swayed: float = Field(1.0, ge=0) # judge: weight of a criterion that is none of the prompt's
     reader: int = 0 # which engine this is: another one misreads other things
 
 # %% ../../nbs/engines/01_fake.ipynb #4687b7a7
@@ -224,7 +225,7 @@ def see(text: str, # all turns
     prompt, world = (int(request[1]), int(request[2])) if request else (None, None)
     return Seen(world, prompt, answers, _pair(answers), tuple(dict.fromkeys((sign, name) for _, sign, name in found)))
 
-# %% ../../nbs/engines/01_fake.ipynb #6bc2ea86
+# %% ../../nbs/engines/01_fake.ipynb #16b75021
 class Facts(NamedTuple):
     "What is true of a pair."
     own: dict[str, float] # weight times side of each true criterion
@@ -250,7 +251,8 @@ class Mind:
         "Signed weight of a statement in a pair: above 0 where it speaks for the better answer."
         sign, name = said
         v = self.facts(prompt, pair).meets.get(name)
-        return sign * ((1.0 if self.world.draw("spurious", prompt, pair, name) < 0.5 else -1.0) if v is None else v)
+        if v is None: v = self.skills.swayed * (1 if self.world.draw("spurious", prompt, pair, name) < 0.5 else -1)
+        return sign * v
 
     def reads(self, what: str, p: float, *key: Any) -> int: # +1 rightly, -1 wrongly
         "How this engine reads something, once and for all."
@@ -399,18 +401,21 @@ def finish(reply: str, # all that would be written
 def sigmoid(x: float) -> float: return 1 / (1 + math.exp(-x)) if x > -700 else 0.0
 def log_sigmoid(x: float) -> float: return -math.log1p(math.exp(-x)) if x > 0 else x - math.log1p(math.exp(x))
 
-# %% ../../nbs/engines/01_fake.ipynb #0a7d967c
+# %% ../../nbs/engines/01_fake.ipynb #ff7ed1a6
 def verdict_text(letter: str, # A or B
                  text: str, # the prompt
                  seen: Seen, # what stands in it
                  prefill: str, # the forced beginning
+                 key: str = "", # the random stream: traces differ in wording as those of a model do
                 ) -> str:
     "A short trace and then the verdict, in the form that was asked for; only the rest of it where the reply has begun."
     begun = prefill.rstrip()
     if begun.endswith("<answer>"): return f"{letter}</answer>"
     if begun.endswith("Winner: Response"): return f" {letter}"
     if begun.endswith("Winner:"): return f" Response {letter}"
-    if "<answer>" in text: return f"<analyze>Both responses were weighed.</analyze><answer>{letter}</answer>"
+    if "<answer>" in text:
+        how, where = (tones[int(10 * u)] for tones, u in zip((HOW, WHERE), units(f"trace|{key}", 2)))
+        return f"<analyze>Both responses were {how}weighed{where}.</analyze><answer>{letter}</answer>"
     criteria = f"{len(seen.statements)} criteria were" if len(seen.statements) != 1 else "1 criterion was"
     return (f"Compliance check: both responses were read to the end.\nAnalysis: {criteria} weighed.\n"
             f"Final judgment: Response {letter} does more of what was asked.\nWinner: Response {letter}")
@@ -458,7 +463,7 @@ def grades_text(mind: Mind, text: str, seen: Seen, as_json: bool = False) -> str
     if "`Label:`" in text: return f"{found[-1][0]}.\nLabel: {found[-1][1]}"
     return "\n".join(f"{i}. {why}: {label}" for i, (why, label) in enumerate(found, 1))
 
-# %% ../../nbs/engines/01_fake.ipynb #2f7d15f9
+# %% ../../nbs/engines/01_fake.ipynb #55713fd1
 class FakeBackend:
     "The planted engine: text in, text out."
     json_schema = False # it can, for graders, but is asked for lines like most small models
@@ -466,7 +471,7 @@ class FakeBackend:
                  skills: Skills = Skills(), # what it can do
                 ) -> None:
         self.world, self.skills, self.mind, self.name = world, skills, Mind(world, skills), "fake"
-        self.identity: dict[str, JsonValue] = {"fake": 3, "world": world.model_dump(mode="json"), "skills": skills.model_dump(mode="json")}
+        self.identity: dict[str, JsonValue] = {"fake": 4, "world": world.model_dump(mode="json"), "skills": skills.model_dump(mode="json")}
 
     def reply(self, r: Request) -> str | Failure:
         "All that the engine would write."
@@ -487,7 +492,7 @@ class FakeBackend:
         m = self.mind.margin(seen.pair, seen.statements, key)
         if self.skills.invalid and unit(f"invalid|{key}") < self.skills.invalid: return "Both responses have their merits."
         letter = "A" if (unit(f"verdict|{key}") < sigmoid(m / r.temperature) if r.temperature else m > 0) else "B"
-        if task == "judge" or "<rubric>" in r.chat.prefill: return verdict_text(letter, text, seen, r.chat.prefill)
+        if task == "judge" or "<rubric>" in r.chat.prefill: return verdict_text(letter, text, seen, r.chat.prefill, key)
         label = "helpful" if self.mind.helpful(seen, key) else "misleading"
         return f"<analyze>The rubric was weighed, then both responses.</analyze><rubric>{label}</rubric><answer>{letter}</answer>"
 
