@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['FailedAs', 'Binning', 'Measure', 'counted', 'accuracy', 'consistency', 'kappa', 'macro_f1', 'spearman', 'pearson',
            'kendall', 'auroc', 'brier', 'Bin', 'calibration_curve', 'ece', 'Interval', 'cluster_bootstrap', 'clustered',
-           'order_gap', 'Test', 'paired_permutation', 'mcnemar', 'holm', 'sample_size', 'power', 'detectable_gap',
-           'Comparison', 'compare', 'orderings']
+           'order_gap', 'Mixture', 'deconvolve', 'Test', 'paired_permutation', 'mcnemar', 'holm', 'sample_size',
+           'power', 'detectable_gap', 'Comparison', 'compare', 'orderings']
 
 # %% ../../nbs/core/04_stats.ipynb #aa60faf2
 import math
@@ -473,7 +473,40 @@ def order_gap(correct: Sequence[float | bool | None], # right or not, an item a 
     with np.errstate(invalid="ignore", divide="ignore"): samples = gap(_resampled_totals(per_cluster, n, np.random.default_rng(seed)))
     return Interval(estimate=estimate, **_limits(samples, level), **counts)
 
-# %% ../../nbs/core/04_stats.ipynb #93a140a0
+# %% ../../nbs/core/04_stats.ipynb #5a9381ef
+class Mixture(NamedTuple):
+    "A distribution on a grid, and how likely each bin of readings is from each point of it."
+    grid: np.ndarray # (points,)
+    weights: np.ndarray # (resamples, points), each row sums to 1
+    bins: np.ndarray # (readings,) the bin of each reading
+    likelihood: np.ndarray # (bins, points)
+
+    def beyond(self, least: float) -> np.ndarray: # (resamples, readings)
+        "The probability, for each reading, that what it reads lies above `least`."
+        up = self.weights * (self.grid > least)
+        return (up @ self.likelihood.T / (self.weights @ self.likelihood.T))[:, self.bins]
+
+def deconvolve(values: Sequence[float] | np.ndarray, # readings
+               sd: float, # of their normal error, above 0
+               counts: np.ndarray | None = None, # (resamples, readings) how often each counts; once by default
+               points: int = 121, # of the grid, from the least to the largest reading
+               steps: int = 300, # of EM
+              ) -> Mixture:
+    "The distribution of what noisy readings read. ValueError without readings, or for an error of 0."
+    x = np.asarray(values, float)
+    if not len(x) or not sd > 0: raise ValueError(f"{len(x)} readings with an error of {sd}; give one reading or more, and an error above 0")
+    grid, edges = np.linspace(x.min(), x.max(), points), np.linspace(x.min(), x.max(), 401)
+    bins = np.clip(np.searchsorted(edges, x, "right") - 1, 0, 399)
+    counts = np.ones((1, len(x))) if counts is None else np.asarray(counts, float)
+    seen = np.stack([np.bincount(bins, c, 400) for c in counts])
+    like = np.exp(-0.5 * (((edges[:-1] + edges[1:])[:, None] / 2 - grid) / sd) ** 2)
+    w = np.full((len(seen), points), 1 / points)
+    for _ in range(steps):
+        w = w * ((seen / np.maximum(w @ like.T, 1e-300)) @ like)
+        w /= w.sum(1, keepdims=True)
+    return Mixture(grid, w, bins, like)
+
+# %% ../../nbs/core/04_stats.ipynb #d4307769
 class Test(Value):
     "A paired test: the gap b minus a, its two-sided p-value, over how many pairs and clusters, and how many pairs had failed."
     __test__ = False # pytest would collect a class of this name
@@ -490,7 +523,7 @@ class Test(Value):
         return f"gap {gap}, p={self.p:.4f}{' (exact)' if self.exact else ''}, {where}" + (f", {self.failed} failed" if self.failed else "")
     __str__ = __repr__
 
-# %% ../../nbs/core/04_stats.ipynb #97246f8c
+# %% ../../nbs/core/04_stats.ipynb #f08c0f0b
 def _differences(a: Sequence[float | bool | None], b: Sequence[float | bool | None], clusters: Sequence[Any] | None,
                 ) -> tuple[np.ndarray, int, int]: # mean difference of each cluster, pairs used, pairs left out
     "Per-cluster means of b minus a over the items that both have."
@@ -501,7 +534,7 @@ def _differences(a: Sequence[float | bool | None], b: Sequence[float | bool | No
     means = np.bincount(codes, d[kept], k) / np.bincount(codes, minlength=k) # no cluster, no means: two empty arrays
     return means, int(kept.sum()), int((~kept).sum())
 
-# %% ../../nbs/core/04_stats.ipynb #fd6faac1
+# %% ../../nbs/core/04_stats.ipynb #a93630f2
 def _sign_flips(d: np.ndarray, # (clusters,) differences, none of them zero
                 n: int, # random flips
                 seed: int, # of the flips
@@ -528,7 +561,7 @@ def paired_permutation(a: Sequence[float | bool | None], # one arm's value for e
     p, exact = _sign_flips(d[d != 0], n, seed) # a zero is the same either way
     return Test(gap=float(d.mean()) if len(d) else None, p=p, n=pairs, clusters=len(d), exact=exact, failed=failed)
 
-# %% ../../nbs/core/04_stats.ipynb #386bbe2c
+# %% ../../nbs/core/04_stats.ipynb #73c400df
 def mcnemar(a: Sequence[bool | None], # whether one arm is right on each pair; a pair with None in either is left out
             b: Sequence[bool | None], # whether the other is
            ) -> Test:
@@ -541,7 +574,7 @@ def mcnemar(a: Sequence[bool | None], # whether one arm is right on each pair; a
     gap = (up - down) / len(x) if len(x) else None
     return Test(gap=gap, p=min(p, 1.0), n=len(x), clusters=len(x), exact=True, failed=int((~kept).sum()))
 
-# %% ../../nbs/core/04_stats.ipynb #d5374da0
+# %% ../../nbs/core/04_stats.ipynb #db245298
 def holm(pvalues: Sequence[float], # of a family of tests
         ) -> list[float]: # adjusted, in the same order
     "Holm's step-down adjustment (1979): reject where the adjusted p is at most alpha, and the family's error is at most alpha."
@@ -551,7 +584,7 @@ def holm(pvalues: Sequence[float], # of a family of tests
     adjusted[order] = np.maximum.accumulate(np.asarray(pvalues, float)[order] * np.arange(len(order), 0, -1)).clip(max=1)
     return adjusted.tolist()
 
-# %% ../../nbs/core/04_stats.ipynb #48c67d2c
+# %% ../../nbs/core/04_stats.ipynb #5f544529
 def _z(share: float, name: str) -> float:
     from scipy.special import ndtri
     if not 0 < share < 1: raise ValueError(f"{name} must lie between 0 and 1")
@@ -561,7 +594,7 @@ def _positive(**given: float) -> None:
     for name, v in given.items():
         if not v > 0 or not math.isfinite(v): raise ValueError(f"{name}={v}; give a number above 0")
 
-# %% ../../nbs/core/04_stats.ipynb #564b9041
+# %% ../../nbs/core/04_stats.ipynb #dee78a7a
 def sample_size(gap: float, # mean difference to be found
                 sd: float, # standard deviation of the per-prompt differences
                 power: float = 0.8, # the chance to find it
@@ -590,7 +623,7 @@ def detectable_gap(n: int, # prompts
     _positive(n=n, sd=sd)
     return max(0.0, _z(1 - alpha / 2, "alpha") + _z(power, "power")) * sd / math.sqrt(n)
 
-# %% ../../nbs/core/04_stats.ipynb #447eff07
+# %% ../../nbs/core/04_stats.ipynb #b5ed8d4b
 class Comparison(Value):
     "Arm b against arm a over the same pairs. `claimed`: b is better, after the adjustment for the other comparisons."
     a: str = "a"
@@ -614,7 +647,7 @@ class Comparison(Value):
     def __repr__(self) -> str: return "; ".join(f"{k} {v}" if k != "ordering" else v for k, v in self.row.items() if v)
     __str__ = __repr__
 
-# %% ../../nbs/core/04_stats.ipynb #7e8e2fea
+# %% ../../nbs/core/04_stats.ipynb #2956e976
 def compare(a: Sequence[float | bool | None], # one arm's value for each pair; a pair with None in either is left out and counted
             b: Sequence[float | bool | None], # the other arm's
             clusters: Sequence[Any] | None = None, # the prompt of each pair
@@ -632,7 +665,7 @@ def compare(a: Sequence[float | bool | None], # one arm's value for each pair; a
     found = None if sd is None else 0.0 if sd == 0 else detectable_gap(len(d), sd, power, alpha)
     return Comparison(gap=gap, p=test.p, exact=test.exact, sd=sd, detectable=found)
 
-# %% ../../nbs/core/04_stats.ipynb #91e5e95b
+# %% ../../nbs/core/04_stats.ipynb #d250794a
 def orderings(chain: Sequence[tuple[str, str]], # (worse arm, better arm), a link each
               values: Mapping[str, Sequence[float | bool | None]], # by arm, aligned by pair; what a failure counts is the caller's choice
               clusters: Sequence[Any] | None = None, # the prompt of each pair

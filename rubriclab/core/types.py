@@ -373,7 +373,7 @@ class Ranking(Value):
         return tuple(PreferencePair(id=f"{self.id}#{a + 1}>{b + 1}", prompt=self.prompt, chosen=self.responses[a], rejected=self.responses[b])
                      for a in range(len(self.responses)) for b in range(a + 1, len(self.responses)))
 
-# %% ../../nbs/core/00_types.ipynb #667662ad
+# %% ../../nbs/core/00_types.ipynb #4b4313be
 Order = Literal["first", "second"]
 TOLERANCE = 2e-3 # nats; margins in fp32 that differ by less are the same
 
@@ -387,6 +387,9 @@ class Verdict(Value):
     readout: str = ""
     engine: str = ""
     votes: tuple[str | None, ...] = ()
+    rubric_label: Literal["helpful", "misleading"] | None = None # what a verifier called the rubric
+    label_margin: float | None = None # nats of helpful over misleading
+    fell_back: bool = False # judged without the rubric after all
     usage: Usage = Usage()
     failure: Failure | None = None
 
@@ -498,7 +501,7 @@ class Grade(Value):
     @property
     def failures(self) -> tuple[Failure, ...]: return tuple(x.failure for x in self.labels if x.failure)
 
-# %% ../../nbs/core/00_types.ipynb #4881c240
+# %% ../../nbs/core/00_types.ipynb #ec92518c
 class Table(list):
     "A list of values that a notebook shows as a table."
     shown = 10
@@ -520,7 +523,7 @@ def _columns(value: Any) -> dict[str, Any]:
         shown = " ".join("–" if x.failure else x.label for x in value.labels)
         return {"item": value.item_id, "labels": shown, "score": _short(value.score, False), "expected": _short(value.expected_score, False), "failed": len(value.failures) or None}
     if isinstance(value, Rubric): return {"source": value.source, "criteria": len(value), "untagged": value.untagged, "first": str(value.criteria[0])}
-    if isinstance(value, Mapping): return dict(value)
+    if isinstance(value, Mapping): return {k: _short(v, False) if isinstance(v, float) else v for k, v in value.items()}
     if not isinstance(value, Value): return {"value": value}
     return {k: _short(v, signed=k == "margin") for k, v in value if v not in (None, "", ()) and not isinstance(v, Usage)}
 
