@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['Read', 'Step', 'as_preferences', 'preferences_row', 'read_preferences', 'Checked', 'Batch', 'stream', 'rubric_line',
-           'crg_file', 'judgment_line', 'judge_file', 'Panel', 'gradable', 'backwards', 'grade_file']
+           'crg_file', 'judgment_line', 'judge_file', 'Panel', 'gradable', 'backwards', 'grade_file', 'c2_file',
+           'c2_plan', 'verify_file']
 
-# %% ../../nbs/lab/02_batch.ipynb #b6813c3e
+# %% ../../nbs/lab/02_batch.ipynb #23b4c4da
 import json, os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import count, islice
@@ -15,12 +16,15 @@ from typing import Any
 from ..core.settings import settings as lab_settings
 from ..core.types import Failure, Grade, Item, Judgment, Message, Pair, Ranking, Value
 from ..data.items import items_at
-from ..data.records import RecordError, Where, as_pair, records_at, row_of
+from ..data.records import RecordError, Where, as_pair, read_rows, records_at, row_of
 from ..engines.engine import Engine, Tally
 from ..judges.pairwise import correct, judge
 from ..judges.pointwise import Grading, Rule, Ties, Unfit, check_item, grade, grade_ensemble, settings_of
+from ..judges.verifier import Policy, decide, opinions
+from .c2 import c2_text, contrast_row, summarize_c2
 from .grades import grade_rows
 from .record import strict, write_json
+from ..rubrics.c2 import Contrasting, contrast, dpo_row, rehearse, verifier_rows
 from ..rubrics.consistency import Kept, filtered_rubrics
 from ..rubrics.crg import Preferences, Mode, write_rubrics
 
@@ -225,3 +229,80 @@ def grade_file(source: str | Path, # items
     settings = {"command": "grade", "how": json.loads(grading.to_json()), "panel": json.loads(panel.to_json()), "recheck": recheck,
                 "probe": getattr(probe, "fingerprint", None), "judges": [j.id for j in judges]}
     return stream(source, out, step, settings, {f"judge {n}" if len(judges) > 1 else "judge": j for n, j in enumerate(judges, 1)}, keep_going, gradable(grading))
+
+# %% ../../nbs/lab/02_batch.ipynb #02a156fd
+def _pair(row: dict[str, Any], where: Where) -> Pair:
+    "A pair; RecordError for a ranking."
+    if "responses" in row: raise RecordError(where, "responses", "this is a ranking", "give pairs (`chosen` and `rejected`, or `response_a` and `response_b` with a `label`)")
+    return as_pair(row, where)
+
+def _with_rubric(row: dict[str, Any], where: Where) -> Pair:
+    pair = _pair(row, where)
+    if pair.rubric is None: raise RecordError(where, "rubric", "is missing", "write the rubric to verify, or use `rubriclab judge --method direct`")
+    return pair
+
+class _Exports:
+    "Files that grow beside the main one, and take their names with it."
+    def __init__(self, folder: Path, names: Sequence[str]) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.paths = {n: folder / f"{n}.jsonl" for n in names}
+        self.files = {n: open(f"{p}.partial", "w", encoding="utf-8") for n, p in self.paths.items()}
+        self.rows = dict.fromkeys(names, 0)
+
+    def add(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
+        for r in rows:
+            self.files[name].write(json.dumps(r, ensure_ascii=False, allow_nan=False) + "\n")
+            self.rows[name] += 1
+
+    def __enter__(self) -> "_Exports": return self
+    def __exit__(self, *error: Any) -> None:
+        for n, f in self.files.items():
+            f.close()
+            if error[0] is None: os.replace(f.name, self.paths[n])
+
+# %% ../../nbs/lab/02_batch.ipynb #686b0ea3
+def c2_file(source: str | Path, # pairs with a better answer
+            out: str | Path, # a folder
+            generator: Engine, # who writes rubrics
+            by: Engine, # who judges
+            how: Contrasting = Contrasting(), # settings
+            second: Engine | None = None, # another judge, for one of the fresh views
+            survivors: bool = False, # train on surviving labels only
+            keep_going: bool = False, # leave bad records out
+           ) -> Batch: # counts
+    "`rubriclab c2`: a helpful and a misleading rubric for every pair of a file."
+    out, exports = Path(out), None
+    def step(pairs: list[Pair]) -> list[dict[str, Any]]:
+        found = contrast(pairs, generator, by, how, second)
+        rows = [contrast_row(p, c) for p, c in zip(pairs, found)]
+        good = [not survivors or all(r.get(f"{label}_survives") for label in ("helpful", "misleading")) for r in rows]
+        exports.add("dpo", filter(None, (dpo_row(p, c, how) for p, c, g in zip(pairs, found, good) if g)))
+        exports.add("verifier", (x for p, c, g in zip(pairs, found, good) for x in verifier_rows(p, c, how) if g or x["rubric_label"] is None))
+        return rows
+    engines = {"generator": generator, "judge": by} | ({"second judge": second} if second else {})
+    settings = {"command": "c2", "how": json.loads(how.to_json()), "survivors": survivors, **{r: e.id for r, e in engines.items()}}
+    with _Exports(out, ("dpo", "verifier")) as exports:
+        done = stream(source, out / "pairs.jsonl", step, settings, engines, keep_going, lambda path: records_at(path, _pair), block=64)
+    rows = [r for _, r in read_rows(out / "pairs.jsonl")]
+    (out / "report.md").write_text(c2_text(summarize_c2(rows, how.seed)) + f"\n\n{exports.rows['dpo']:,} rows in dpo.jsonl, {exports.rows['verifier']:,} in verifier.jsonl.\n", encoding="utf-8")
+    return done.replace(out=out)
+
+def c2_plan(source: str | Path, generator: Engine, by: Engine, how: Contrasting, second: Engine | None = None, keep_going: bool = False) -> None:
+    "Ask the plans of engines for what `c2_file` would ask in one round."
+    for pairs in _blocks(iter(Checked(lambda path: records_at(path, _pair), source, keep_going)), 64): rehearse(pairs, generator, by, how, second)
+
+# %% ../../nbs/lab/02_batch.ipynb #97cb9285
+def verify_file(source: str | Path, # pairs with `rubric`
+                out: str | Path, # the same with verdicts
+                by: Engine, # who verifies
+                how: Mapping[str, Any] | None = None, # readout, orders, max_tokens, seed: as for `opinions`
+                policy: Policy = "selective", # what to do with a rubric
+                keep_going: bool = False, # leave bad records out
+               ) -> Batch: # counts
+    "`rubriclab verify`: judge pairs by rubrics that may be wrong. Lines as of `judge_file`, and `fell_back`, the share of orders judged without the rubric."
+    how, needed = dict(how or {}), "needed" if policy in ("selective", "always") else "all"
+    def step(pairs: list[Pair]) -> list[dict[str, Any]]:
+        done = decide(pairs, opinions(pairs, by, [p.rubric for p in pairs], alone=needed, **how), policy)
+        share = lambda j: sum(v.fell_back for v in j.verdicts) / len(j.verdicts)
+        return [{**judgment_line(p, j, True), "fell_back": share(j)} for p, j in zip(pairs, done)]
+    return stream(source, out, step, {"command": "verify", "how": how, "policy": policy, "verifier": by.id}, {"verifier": by}, keep_going, lambda path: records_at(path, _with_rubric))

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PAPER', 'Removed', 'Contrasting', 'Candidate', 'candidate_chat', 'as_rubric', 'pick', 'View', 'used_views',
-           'fresh_views', 'Asked', 'read', 'leaks', 'Contrast', 'contrast', 'survives', 'chosen_ones', 'dpo_row',
-           'verifier_rows']
+           'fresh_views', 'Asked', 'read', 'leaks', 'Contrast', 'contrast', 'rehearse', 'survives', 'chosen_ones',
+           'dpo_row', 'verifier_rows']
 
 # %% ../../nbs/rubrics/02_c2.ipynb #23d1147e
 import re
@@ -268,7 +268,7 @@ def _read_leaks(open_pairs: Sequence[_Open], judge: Engine, how: Contrasting) ->
             shifts = [_less(six[k], six[0]), _less(six[3 + k], six[3])]
             o.more[name] = None if None in shifts else sum(shifts) / 2
 
-# %% ../../nbs/rubrics/02_c2.ipynb #5105ba49
+# %% ../../nbs/rubrics/02_c2.ipynb #56cf8546
 def _read_null(open_pairs: Sequence[_Open], judge: Engine, how: Contrasting) -> None:
     "The shifts of the first round of the next pair's rubrics, for a share of the pairs."
     ring = list(zip(open_pairs, [*open_pairs[1:], *open_pairs[:1]]))
@@ -293,6 +293,12 @@ def _outcome(o: _Open) -> Contrast:
     if not n: return Contrast(failure=first or Failure(reason="dropped", detail="no candidate could be read"), **common)
     return Contrast(failure=Failure(reason="dropped", detail=f"{lacks} rubric among {n}"), **common)
 
+def _read_again(whole: Sequence[_Open], judge: Engine, how: Contrasting, second: Engine | None) -> None:
+    "What is asked of pairs that were kept."
+    if how.views and whole: _read_views(whole, judge, how, second)
+    if how.leaks and len(whole) > 1: _read_leaks(whole, judge, how)
+    if how.null and len(whole) > 1: _read_null(whole, judge, how)
+
 def contrast(pairs: Sequence[Pair], # pairs whose better answer is known
              generator: Engine | str, # who writes
              judge: Engine | str, # who judges
@@ -306,14 +312,27 @@ def contrast(pairs: Sequence[Pair], # pairs whose better answer is known
     _read_base(at_work, by, how)
     for round in range(how.rounds + 1):
         if pending := [o for o in at_work if o.pending]: _read_round(pending, g, by, round, how)
-    whole = [o for o in at_work if o.whole]
-    if how.views and whole: _read_views(whole, by, how, other)
-    if how.leaks and len(whole) > 1: _read_leaks(whole, by, how)
-    if how.null and len(whole) > 1: _read_null(whole, by, how)
+    _read_again([o for o in at_work if o.whole], by, how, other)
     done = iter(at_work)
     return Table(Contrast(pair_id=p.id, failure=k) if isinstance(k, Failure) else _outcome(next(done)) for p, k in zip(pairs, known))
 
-# %% ../../nbs/rubrics/02_c2.ipynb #8fcb7d93
+# %% ../../nbs/rubrics/02_c2.ipynb #315fa63d
+def rehearse(pairs: Sequence[Pair], # pairs whose better answer is known
+             generator: Engine, # a plan
+             judge: Engine, # a plan
+             how: Contrasting = Contrasting(), # settings
+             second: Engine | None = None, # a plan
+            ) -> None:
+    "Ask for all that pairs kept in their first round ask for."
+    at_work = [_Open(p, how) for p in map(preferred, pairs) if not isinstance(p, Failure)]
+    _read_base(at_work, judge, how)
+    generator.generate([candidate_chat(o.pair, how.seed) for o in at_work], n=how.k, max_tokens=how.max_tokens, temperature=how.temperature, top_p=how.top_p, seed=how.seed)
+    texts = [str(i).ljust(4 * how.max_tokens, ".") for i in range(how.k)] # about four characters a token
+    read([Asked(o.pair, v, t) for o in at_work for t in texts for v in o.views], judge, how)
+    for o in at_work: o.candidates, o.chosen = [Candidate(text=t, index=i, margins=o.base) for i, t in enumerate(texts)], (0, how.k - 1)
+    _read_again(at_work, judge, how, second)
+
+# %% ../../nbs/rubrics/02_c2.ipynb #5d4fbe1a
 def survives(shifts: Sequence[float | None], # in fresh views, nats
              sign: int, # +1 for helpful, -1 for misleading
              least: float = 0.0, # each must exceed this, nats
@@ -322,7 +341,7 @@ def survives(shifts: Sequence[float | None], # in fresh views, nats
     read_ones = [s * sign for s in shifts if s is not None]
     return all(s > least for s in read_ones) if read_ones else None
 
-# %% ../../nbs/rubrics/02_c2.ipynb #986c6465
+# %% ../../nbs/rubrics/02_c2.ipynb #ad317289
 def _messages(chat: Chat) -> list[dict[str, str]]: return [m.model_dump() for m in chat.messages]
 
 def _of(c: Contrast, i: int, views: Sequence[float | None], leak: float | None) -> dict[str, Any]:
