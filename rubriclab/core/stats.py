@@ -473,7 +473,7 @@ def order_gap(correct: Sequence[float | bool | None], # right or not, an item a 
     with np.errstate(invalid="ignore", divide="ignore"): samples = gap(_resampled_totals(per_cluster, n, np.random.default_rng(seed)))
     return Interval(estimate=estimate, **_limits(samples, level), **counts)
 
-# %% ../../nbs/core/04_stats.ipynb #5a9381ef
+# %% ../../nbs/core/04_stats.ipynb #b90616ab
 class Mixture(NamedTuple):
     "A distribution on a grid, and how likely each bin of readings is from each point of it."
     grid: np.ndarray # (points,)
@@ -489,16 +489,16 @@ class Mixture(NamedTuple):
 def deconvolve(values: Sequence[float] | np.ndarray, # readings
                sd: float, # of their normal error, above 0
                counts: np.ndarray | None = None, # (resamples, readings) how often each counts; once by default
-               points: int = 121, # of the grid, from the least to the largest reading
+               points: int = 81, # of the grid, from the least to the largest reading
                steps: int = 300, # of EM
               ) -> Mixture:
     "The distribution of what noisy readings read. ValueError without readings, or for an error of 0."
     x = np.asarray(values, float)
     if not len(x) or not sd > 0: raise ValueError(f"{len(x)} readings with an error of {sd}; give one reading or more, and an error above 0")
-    grid, edges = np.linspace(x.min(), x.max(), points), np.linspace(x.min(), x.max(), 401)
-    bins = np.clip(np.searchsorted(edges, x, "right") - 1, 0, 399)
+    grid, edges = np.linspace(x.min(), x.max(), points), np.linspace(x.min(), x.max(), 201)
+    bins = np.clip(np.searchsorted(edges, x, "right") - 1, 0, 199)
     counts = np.ones((1, len(x))) if counts is None else np.asarray(counts, float)
-    seen = np.stack([np.bincount(bins, c, 400) for c in counts])
+    seen = np.stack([np.bincount(bins, c, 200) for c in counts])
     like = np.exp(-0.5 * (((edges[:-1] + edges[1:])[:, None] / 2 - grid) / sd) ** 2)
     w = np.full((len(seen), points), 1 / points)
     for _ in range(steps):

@@ -125,7 +125,7 @@ def fresh_views(pair: Pair, # which pair
     rest = [View(order=o, wording=w, rationale=r) for r, w, o in product(range(0, 4 * how.rationales + 1, how.rationales or 1), (1, 2, 3), ("first", "second"))]
     return tuple([v for v in (*first, *rest) if v not in used][:how.views])
 
-# %% ../../nbs/rubrics/02_c2.ipynb #85bea7e6
+# %% ../../nbs/rubrics/02_c2.ipynb #ab58f285
 class Asked(NamedTuple):
     "A margin to read: of a pair, in a view, with a rubric or without."
     pair: Pair
@@ -143,7 +143,8 @@ def read(asked: Sequence[Asked], # what to read
     for i, a in enumerate(asked): groups.setdefault((a.view.second, a.view.rationale), []).append(i)
     for (other, first), at in groups.items():
         if other and second is None: raise ValueError("a view of the second engine needs one; give `second`")
-        tasks: list[Task] = [(a.pair, a.view.order, template(_prompt("direct" if a.text is None else "select", a.view.wording)), a.text) for i in at for a in [asked[i]]]
+        prompts = {(bare, w): template(_prompt("direct" if bare else "select", w)) for bare, w in {(asked[i].text is None, asked[i].view.wording) for i in at}}
+        tasks: list[Task] = [(a.pair, a.view.order, prompts[a.text is None, a.view.wording], a.text) for i in at for a in [asked[i]]]
         by = second if other else judge
         more = {"temperature": 1.0} if first else {}
         for i, v in zip(at, read_margins(tasks, by, how.rationales, how.rationale_tokens, first=first, seed=how.seed, **more)): out[i] = v
