@@ -473,7 +473,7 @@ def order_gap(correct: Sequence[float | bool | None], # right or not, an item a 
     with np.errstate(invalid="ignore", divide="ignore"): samples = gap(_resampled_totals(per_cluster, n, np.random.default_rng(seed)))
     return Interval(estimate=estimate, **_limits(samples, level), **counts)
 
-# %% ../../nbs/core/04_stats.ipynb #b90616ab
+# %% ../../nbs/core/04_stats.ipynb #a5dda56a
 class Mixture(NamedTuple):
     "A distribution on a grid, and how likely each bin of readings is from each point of it."
     grid: np.ndarray # (points,)
@@ -490,7 +490,7 @@ def deconvolve(values: Sequence[float] | np.ndarray, # readings
                sd: float, # of their normal error, above 0
                counts: np.ndarray | None = None, # (resamples, readings) how often each counts; once by default
                points: int = 81, # of the grid, from the least to the largest reading
-               steps: int = 300, # of EM
+               steps: int = 100, # of EM
               ) -> Mixture:
     "The distribution of what noisy readings read. ValueError without readings, or for an error of 0."
     x = np.asarray(values, float)
