@@ -13,7 +13,7 @@ from rubriclab.lab.c2 import contrast_row, labels_of, planted_c2, planted_rubric
 from rubriclab.rubrics.c2 import PAPER, Asked, Contrasting, View, contrast, dpo_row, fresh_views, leaks, pick, read, used_views, verifier_rows
 
 TALK = PreferencePair(id="moon", prompt="Name Saturn's largest moon.", chosen="Titan is the largest.", rejected="Rhea is the largest.")
-QUICK = Contrasting(k=4, rounds=1, views=2, null=0.5)
+QUICK = Contrasting(k=4, rounds=1, views=2, null_share=0.5)
 
 
 class Spy:
@@ -52,7 +52,7 @@ def test_the_two_sets_are_strict_and_the_first_of_equals_wins(margins_, base, ch
 def test_rounds_ask_for_other_samples_until_both_are_there():
     scores = lambda text: 2.0 if "good" in text else -2.0 if "bad" in text else 0.0
     spy = Spy(lambda r: "bad" if r.index == 9 else f"good {r.index}", scores)
-    c, = contrast([TALK], Engine(spy), Engine(spy), Contrasting(k=4, rounds=5, orders="first", views=0, leaks=False, null=0))
+    c, = contrast([TALK], Engine(spy), Engine(spy), Contrasting(k=4, rounds=5, orders="first", views=0, leaks=False, null_share=0))
     assert [r.index for r in spy.sent] == [*range(12)] and c.rounds == 3 and c.candidates[c.helpful].text == "good 0" and c.candidates[c.misleading].index == 9
     never, = contrast([TALK], Engine(s := Spy(lambda r: f"good {r.index}", scores)), Engine(s), Contrasting(k=4, rounds=2, orders="first"))
     assert len(s.sent) == 12 and never.failure.reason == "dropped" and never.failure.detail == "no misleading rubric among 12" and never.helpful == 0
@@ -143,7 +143,7 @@ def test_rationales_stand_before_the_letters_and_are_averaged():
 def test_shrinkage_and_orderings_on_a_world_where_nothing_helps():
     world, judge = planted_c2(1.0, seed=2, effect=0.0)
     pairs = world.pairs(150, per_prompt=1)
-    rows = [contrast_row(p, c) for p, c in zip(pairs, contrast(pairs, judge, judge, Contrasting(orders="first", null=1.0)))]
+    rows = [contrast_row(p, c) for p, c in zip(pairs, contrast(pairs, judge, judge, Contrasting(orders="first", null_share=1.0)))]
     for s in shrinkage(rows).values(): assert s["kept_low"] < 0.1 and abs(s["fresh"]) < 0.2 and abs(s["extreme"] - s["extreme_null"]) < 0.4 and s["extreme"] > 1
     assert not any(o["claimed"] for o in view_accuracy(rows)[1])
 

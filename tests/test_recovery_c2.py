@@ -35,7 +35,7 @@ def measured(sigma, n, seed=0, effect=1.0):
     world, judge = planted_c2(sigma, seed, effect)
     pairs, found = iter(world.pairs(n, per_prompt=1)), []
     while block := list(islice(pairs, 500)):
-        rows = [contrast_row(p, c) for p, c in zip(block, contrast(block, judge, judge, Contrasting(k=K, rounds=ROUNDS, orders="first", views=VIEWS, leaks=False, null=0)))]
+        rows = [contrast_row(p, c) for p, c in zip(block, contrast(block, judge, judge, Contrasting(k=K, rounds=ROUNDS, orders="first", views=VIEWS, leaks=False, null_share=0)))]
         by_id = {p.id: p for p in block}
         found += [(x, true_sign(world, by_id[x.pair], x.text) == SIGNS[x.label]) for x in labels_of(rows)]
     out = {}
@@ -73,7 +73,7 @@ def test_precision_and_survival(sigma):
 def test_where_nothing_helps_few_survive():
     world, judge = planted_c2(1.0, seed=1, effect=0.0)
     pairs = world.pairs(1500, per_prompt=1)
-    found = labels_of([contrast_row(p, c) for p, c in zip(pairs, contrast(pairs, judge, judge, Contrasting(orders="first", leaks=False, null=0)))])
+    found = labels_of([contrast_row(p, c) for p, c in zip(pairs, contrast(pairs, judge, judge, Contrasting(orders="first", leaks=False, null_share=0)))])
     assert abs(np.mean([x.survives for x in found]) - 0.0625) < 0.02 # 0.2 if the four views shared one reading without a rubric
 
 

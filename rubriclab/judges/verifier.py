@@ -106,7 +106,7 @@ def opinions(pairs: Sequence[Pair], # pairs to judge
     per = len(found) // max(len(pairs), 1)
     return [found[i * per:(i + 1) * per] for i in range(len(pairs))]
 
-# %% ../../nbs/judges/05_verifier.ipynb #d3062451
+# %% ../../nbs/judges/05_verifier.ipynb #65dda627
 Policy = Literal["selective", "always", "never", "agreement", "soft", "oracle"]
 
 def _final(o: Opinion, v: Verdict | None, fell_back: bool) -> Verdict:
@@ -125,8 +125,9 @@ def _mixed(o: Opinion, pair: Pair) -> Verdict:
 
 def _decided(os: Sequence[Opinion], pair: Pair, policy: Policy) -> list[Verdict]:
     if policy == "soft": return [_mixed(o, pair) for o in os]
+    if policy == "never": return [_final(o, o.alone, True).replace(usage=o.alone.usage) for o in os] # nobody had to read the rubric
     winners = {o.followed.winner for o in os}
-    follow: Callable[[Opinion], bool] = {"always": lambda o: True, "never": lambda o: False, "selective": lambda o: o.trusted,
+    follow: Callable[[Opinion], bool] = {"always": lambda o: True, "selective": lambda o: o.trusted,
         "agreement": lambda o: len(os) > 1 and len(winners) == 1 and None not in winners,
         "oracle": lambda o: o.followed.winner == pair.gold or o.alone is None or o.alone.winner != pair.gold}[policy]
     return [_final(o, o.followed, False) if follow(o) else _final(o, o.alone, True) for o in os]

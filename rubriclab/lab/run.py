@@ -46,7 +46,7 @@ def find_notebook(name: str) -> tuple[str, Path]: # the experiment's name and it
     if name not in known: raise Refused(f"unknown experiment {name!r}; {near(name, list(known))}")
     return name, known[name]
 
-# %% ../../nbs/lab/01_run.ipynb #d36d5cc6
+# %% ../../nbs/lab/01_run.ipynb #732b9a67
 def read_recipe(name: str, # the experiment
                 recipe: str, # a name, or the path of a YAML file
                ) -> dict[str, Any]: # parameters
@@ -55,7 +55,7 @@ def read_recipe(name: str, # the experiment
     path = known.get(recipe) or Path(recipe)
     if not path.is_file() or path.suffix not in (".yaml", ".yml"): raise Refused(f"unknown recipe {recipe!r} of {name}; {near(recipe, list(known))}")
     found = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    if not isinstance(found, dict): raise Refused(f"recipe {recipe}: write one `parameter: value` a line")
+    if not isinstance(found, dict) or not all(isinstance(k, str) for k in found): raise Refused(f"recipe {recipe}: write one `parameter: value` a line") # YAML reads null, yes and 1 as no names
     return found
 
 def read_parameters(notebook: Path) -> dict[str, Any]: # name to default

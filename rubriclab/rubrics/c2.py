@@ -19,7 +19,7 @@ from ..engines.engine import Engine, engine
 from ..judges.margin import Orders, Task, read_margins, shown_orders, verdict_chat
 from .crg import preferred
 
-# %% ../../nbs/rubrics/02_c2.ipynb #66c384ad
+# %% ../../nbs/rubrics/02_c2.ipynb #b0443055
 class Contrasting(Value):
     "How to contrast. Everything here, the two engines and the pairs determine the result."
     k: int = Field(16, ge=1) # rubrics a pair and round
@@ -34,10 +34,10 @@ class Contrasting(Value):
     near: float | None = Field(None, gt=0, le=1) # leave out what shares this much of its words with an earlier one (Jaccard)
     views: int = Field(4, ge=0) # fresh readings of the two chosen ones
     leaks: bool = True # read the two chosen ones on answers that have nothing to do with the request
-    null: float = Field(0.1, ge=0, le=1) # share of pairs that are read with the rubrics of another pair
+    null_share: float = Field(0.1, ge=0, le=1) # share of pairs that are read with the rubrics of another pair
     seed: int = 0
 
-PAPER = Contrasting(orders="random", rationales=1, views=0, leaks=False, null=0.0)
+PAPER = Contrasting(orders="random", rationales=1, views=0, leaks=False, null_share=0.0)
 
 # %% ../../nbs/rubrics/02_c2.ipynb #2dbddfd8
 Removed = Literal["empty", "repeated", "near repeat", "no format"]
@@ -269,11 +269,11 @@ def _read_leaks(open_pairs: Sequence[_Open], judge: Engine, how: Contrasting) ->
             shifts = [_less(six[k], six[0]), _less(six[3 + k], six[3])]
             o.more[name] = None if None in shifts else sum(shifts) / 2
 
-# %% ../../nbs/rubrics/02_c2.ipynb #56cf8546
+# %% ../../nbs/rubrics/02_c2.ipynb #dea204fa
 def _read_null(open_pairs: Sequence[_Open], judge: Engine, how: Contrasting) -> None:
     "The shifts of the first round of the next pair's rubrics, for a share of the pairs."
     ring = list(zip(open_pairs, [*open_pairs[1:], *open_pairs[:1]]))
-    drawn = [(o, other) for o, other in ring[:round(how.null * len(ring) + 0.499)] if o.pair.prompt != other.pair.prompt]
+    drawn = [(o, other) for o, other in ring[:round(how.null_share * len(ring) + 0.499)] if o.pair.prompt != other.pair.prompt]
     texts = [[c.text for c in other.candidates if c.round == 0 and c.margins] for _, other in drawn]
     found = iter(read([Asked(o.pair, v, t) for (o, _), ts in zip(drawn, texts) for t in ts for v in o.views], judge, how))
     for (o, _), ts in zip(drawn, texts):
@@ -298,7 +298,7 @@ def _read_again(whole: Sequence[_Open], judge: Engine, how: Contrasting, second:
     "What is asked of pairs that were kept."
     if how.views and whole: _read_views(whole, judge, how, second)
     if how.leaks and len(whole) > 1: _read_leaks(whole, judge, how)
-    if how.null and len(whole) > 1: _read_null(whole, judge, how)
+    if how.null_share and len(whole) > 1: _read_null(whole, judge, how)
 
 def contrast(pairs: Sequence[Pair], # pairs whose better answer is known
              generator: Engine | str, # who writes
