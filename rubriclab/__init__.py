@@ -13,7 +13,9 @@ _PUBLIC = {
     "rubriclab.judges.margin": ("margins",),
     "rubriclab.judges.pairwise": ("correct", "judge"),
     "rubriclab.judges.pointwise": ("grade",),
+    "rubriclab.judges.verifier": ("verify",),
     "rubriclab.rubrics.crg": ("write_rubrics",),
+    "rubriclab.rubrics.c2": ("contrast",),
     "rubriclab.rubrics.consistency": ("consistent", "filtered_rubrics"),
 }
 _WHERE = {name: module for module, names in _PUBLIC.items() for name in names}
