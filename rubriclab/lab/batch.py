@@ -260,7 +260,7 @@ class _Exports:
             f.close()
             if error[0] is None: os.replace(f.name, self.paths[n])
 
-# %% ../../nbs/lab/02_batch.ipynb #686b0ea3
+# %% ../../nbs/lab/02_batch.ipynb #c6dd7b92
 def c2_file(source: str | Path, # pairs with a better answer
             out: str | Path, # a folder
             generator: Engine, # who writes rubrics
@@ -274,7 +274,7 @@ def c2_file(source: str | Path, # pairs with a better answer
     out, exports = Path(out), None
     def step(pairs: list[Pair]) -> list[dict[str, Any]]:
         found = contrast(pairs, generator, by, how, second)
-        rows = [contrast_row(p, c) for p, c in zip(pairs, found)]
+        rows = [contrast_row(p, c, how.survive_by) for p, c in zip(pairs, found)]
         good = [not survivors or all(r.get(f"{label}_survives") for label in ("helpful", "misleading")) for r in rows]
         exports.add("dpo", filter(None, (dpo_row(p, c, how) for p, c, g in zip(pairs, found, good) if g)))
         exports.add("verifier", (x for p, c, g in zip(pairs, found, good) for x in verifier_rows(p, c, how) if g or x["rubric_label"] is None))

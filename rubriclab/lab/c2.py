@@ -6,9 +6,9 @@
 __all__ = ['SIGNS', 'WORTH', 'POLICIES', 'SHARES', 'Opinions', 'PLANTED', 'CLAIMS', 'contrast_row', 'Label', 'labels_of',
            'planted_c2', 'true_sign', 'yields', 'reading_noise', 'expected_precision', 'survival', 'shrinkage',
            'view_accuracy', 'leak_rates', 'draw_helpful', 'mixed', 'mix_rows', 'policy_rows', 'policy_orderings',
-           'costs', 'accuracies', 'planted_known', 'planted_rubric', 'planted_mix', 'crossings', 'Study', 'study',
-           'study_items', 'label_rows', 'study_arms', 'summarize_c2', 'c2_text', 'plot_shifts', 'plot_survival',
-           'plot_views', 'plot_mixes', 'plot_labels', 'plot_crossing']
+           'costs', 'accuracies', 'planted_known', 'planted_rubric', 'planted_opinions', 'planted_mix', 'crossings',
+           'Study', 'study', 'study_items', 'label_rows', 'study_arms', 'summarize_c2', 'c2_text', 'plot_shifts',
+           'plot_survival', 'plot_views', 'plot_mixes', 'plot_labels', 'plot_crossing']
 
 # %% ../../nbs/lab/07_c2.ipynb #135d37c3
 from collections import Counter
@@ -25,7 +25,7 @@ from ..rubrics.c2 import Contrast, leaks, survives
 
 if TYPE_CHECKING: from matplotlib.figure import Figure
 
-# %% ../../nbs/lab/07_c2.ipynb #14050f19
+# %% ../../nbs/lab/07_c2.ipynb #6198ec22
 SIGNS = {"helpful": 1, "misleading": -1}
 
 def _failure(f: Failure) -> dict[str, str]: return {"reason": f.reason, "detail": f.detail}
@@ -37,15 +37,16 @@ def _candidate(c: Contrast, i: int) -> dict[str, Any]:
 
 def contrast_row(pair: Pair, # the pair
                  c: Contrast, # what became of it
+                 least: float = 0.0, # nats by which every fresh view must agree with a label that survives
                 ) -> dict[str, Any]: # a line of `pairs.jsonl`
     "A pair with `margin_base`, `candidates` (each with its `margin` or its `failure`), the two chosen ones, and what other views say of them."
     row = {k: v for k, v in row_of(pair).items() if k != "failure"}
-    row |= {"prompt_id": prompt_of(pair), "orders": list(c.orders), "margin_base": c.margin_base, "margins_base": list(c.base), "rounds": c.rounds, "candidates": [_candidate(c, i) for i in range(len(c.candidates))]}
+    row |= {"prompt_id": prompt_of(pair), "generator": c.generator, "judge": c.judge, "seed": c.seed, "orders": list(c.orders), "margin_base": c.margin_base, "margins_base": list(c.base), "rounds": c.rounds, "candidates": [_candidate(c, i) for i in range(len(c.candidates))]}
     if c.failure: return {**row, "helpful": None, "misleading": None, "failure": _failure(c.failure)}
     row |= {"helpful": c.helpful, "misleading": c.misleading, "views": [v.model_dump(exclude_defaults=True) for v in c.views], "base_views": list(c.base_views)}
     for label, sign in SIGNS.items():
         views = getattr(c, f"{label}_views")
-        row |= {f"{label}_views": list(views), f"{label}_survives": survives(views, sign), f"{label}_leak": getattr(c, f"{label}_leak"),
+        row |= {f"{label}_views": list(views), f"{label}_survives": survives(views, sign, least), f"{label}_leak": getattr(c, f"{label}_leak"),
                 f"{label}_signs": list(leaks(c.candidates[getattr(c, label)].text, pair))}
     return row | ({"null_shifts": list(c.null_shifts)} if c.null_shifts else {})
 
@@ -283,7 +284,7 @@ def accuracies(pairs: Sequence[Pair], good: Opinions, bad: Opinions) -> dict[str
     labels = [(o.label == "helpful") == side for side, seen in ((True, good), (False, bad)) for os in seen for o in os]
     return {"helpful": mean(good, "always"), "none": mean(good, "never"), "misleading": mean(bad, "always"), "v": float(np.mean(labels))}
 
-# %% ../../nbs/lab/07_c2.ipynb #32e3538a
+# %% ../../nbs/lab/07_c2.ipynb #64507d17
 PLANTED = {"base": 0.3, "effect": 1.5, "sigma": 1.0} # nats: mean margin without a rubric (spread 1), a rubric's shift, error of a reading
 
 def planted_known(v: float, # share of labels that are right
@@ -299,17 +300,20 @@ def planted_rubric(world: Any, pair: Pair, good: bool) -> str:
     (need, n), = world.needs(prompt).items()
     return str(world.statement(n.polarity * world.sides(prompt, number)[need] * (1 if good else -1), need))
 
-def planted_mix(seed: int, # of the world
-                v: float, # share of labels that are right
-                pairs: int = 300, # one a prompt
-                shares: Sequence[float] = SHARES, # of helpful rubrics
-               ) -> list[dict[str, Any]]: # as of `mix_rows`
-    "The policies in one planted world. One order is shown: the two orders of a planted pair share their margin, so they are no two samples."
+def planted_opinions(seed: int, # of the world
+                     v: float, # share of labels that are right
+                     pairs: int = 300, # one a prompt
+                    ) -> tuple[list[Pair], Opinions, Opinions]: # pairs, opinions on a rubric that helps each, and on one that misleads
+    "One planted world. One order is shown: the two orders of a planted pair share their margin, so they are no two samples."
     from rubriclab.judges.verifier import opinions
     world, judge = planted_c2(PLANTED["sigma"], seed, PLANTED["effect"], base=PLANTED["base"], v=v)
     some = world.pairs(pairs, per_prompt=1)
     good, bad = (opinions(some, judge, [planted_rubric(world, p, side) for p in some], "logprob", orders="first") for side in (True, False))
-    return mix_rows(some, good, bad, shares, ("always", "never", "selective"), seed)
+    return some, good, bad
+
+def planted_mix(seed: int, v: float, pairs: int = 300) -> list[dict[str, Any]]: # as of `mix_rows`
+    "The policies that have a closed form, in one planted world."
+    return mix_rows(*planted_opinions(seed, v, pairs), policies=("always", "never", "selective"), seed=seed)
 
 def crossings(runs: Sequence[tuple[float, Sequence[Mapping[str, Any]]]], # (accuracy of the verifier, rows of `mix_rows`), two accuracies or more
              ) -> dict[float, float]: # by share of helpful rubrics
@@ -324,7 +328,7 @@ def crossings(runs: Sequence[tuple[float, Sequence[Mapping[str, Any]]]], # (accu
         out[share] = float(max(reached))
     return out
 
-# %% ../../nbs/lab/07_c2.ipynb #7fc3f2e2
+# %% ../../nbs/lab/07_c2.ipynb #0b1700ad
 class Study(NamedTuple):
     "What a run on pairs left: rows of `pairs.jsonl`, and for the kept pairs opinions on three rubrics."
     rows: list[dict[str, Any]]
@@ -355,7 +359,7 @@ def study(pairs: Sequence[Pair], # whose better answer is known
     texts["own"] = [next(x.text for x in c.candidates if x.margins) for _, c in kept]
     some = [p for p, _ in kept]
     seen = {k: opinions(some, judge, t, readout, max_tokens=max_tokens, seed=how.seed) if some else [] for k, t in texts.items()}
-    return Study([contrast_row(p, c) for p, c in zip(pairs, found)], some, texts, seen)
+    return Study([contrast_row(p, c, how.survive_by) for p, c in zip(pairs, found)], some, texts, seen)
 
 def study_items(data: str, s: Study) -> list[dict[str, Any]]: # rows for `items.jsonl`
     "Everything that the report is made from."

@@ -160,7 +160,7 @@ def _report(out: Path) -> None:
     from rubriclab.lab.grades import grades_text, summarize_grades
     click.echo("\n" + grades_text(summarize_grades(row for _, row in read_rows(out))))
 
-# %% ../../nbs/lab/05_cli.ipynb #ad56ca94
+# %% ../../nbs/lab/05_cli.ipynb #2877a20f
 _c2_roles = shared(click.option("-e", "--engine", help=f"Who writes and judges. {ENGINE_HELP}"), click.option("--generator", help="Who writes rubrics."), click.option("--judge", help="Whose margins count."),
                    click.option("--second-judge", help="Another judge, which reads one of the fresh views."))
 _c2_choice = shared(click.option("--paper", is_flag=True, help="The paper's setting: one greedy rationale, one order at random, no fresh views, no leak check, no null."),
@@ -175,6 +175,7 @@ _c2_choice = shared(click.option("--paper", is_flag=True, help="The paper's sett
 _c2_checks = shared(click.option("--check-format/--no-check-format", default=None, help="Leave out what is no list of criteria.  [default: no]"),
                     click.option("--near", type=click.FloatRange(0, 1, min_open=True), help="Leave out what shares this much of its words with an earlier rubric."),
                     click.option("--views", type=click.IntRange(0), help="Fresh readings of the two chosen rubrics, 5 at most without rationales.  [default: 4]"),
+                    click.option("--survive-by", type=click.FloatRange(0), help="Nats by which every fresh view must agree with a label.  [default: 0]"),
                     click.option("--leaks/--no-leaks", default=None, help="Read the two chosen rubrics on unrelated answers.  [default: yes]"),
                     click.option("--null-share", type=click.FloatRange(0, 1), help="Share of pairs read with another pair's rubrics.  [default: 0.1]"),
                     click.option("--survivors", is_flag=True, help="Train on pairs whose two labels both survive the fresh views."))

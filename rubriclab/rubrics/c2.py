@@ -19,7 +19,7 @@ from ..engines.engine import Engine, engine
 from ..judges.margin import Orders, Task, read_margins, shown_orders, verdict_chat
 from .crg import preferred
 
-# %% ../../nbs/rubrics/02_c2.ipynb #b0443055
+# %% ../../nbs/rubrics/02_c2.ipynb #01058d37
 class Contrasting(Value):
     "How to contrast. Everything here, the two engines and the pairs determine the result."
     k: int = Field(16, ge=1) # rubrics a pair and round
@@ -33,6 +33,7 @@ class Contrasting(Value):
     check_format: bool = False # leave out what is no list of criteria
     near: float | None = Field(None, gt=0, le=1) # leave out what shares this much of its words with an earlier one (Jaccard)
     views: int = Field(4, ge=0) # fresh readings of the two chosen ones
+    survive_by: float = Field(0.0, ge=0) # nats by which every fresh view must agree with a label
     leaks: bool = True # read the two chosen ones on answers that have nothing to do with the request
     null_share: float = Field(0.1, ge=0, le=1) # share of pairs that are read with the rubrics of another pair
     seed: int = 0
@@ -172,10 +173,13 @@ def leaks(text: str, # a rubric
     one_sided = facts & (_words(a) ^ _words(b))
     return tuple(name for name, found in (("names", _NAMES.search(_ANALYSIS.sub("", text))), ("quotes", quoted), ("fact", one_sided)) if found)
 
-# %% ../../nbs/rubrics/02_c2.ipynb #68810f2a
+# %% ../../nbs/rubrics/02_c2.ipynb #43ff300b
 class Contrast(Value):
     "What became of a pair: candidates, the two chosen ones, what other views say of them; or why it was dropped."
     pair_id: str
+    generator: str = "" # id of the engine that wrote
+    judge: str = "" # and of the one whose margins count
+    seed: int = 0
     orders: tuple[Order, ...] = ()
     base: tuple[float, ...] = () # margins without a rubric, nats, one an order
     candidates: tuple[Candidate, ...] = ()
@@ -269,7 +273,7 @@ def _read_leaks(open_pairs: Sequence[_Open], judge: Engine, how: Contrasting) ->
             shifts = [_less(six[k], six[0]), _less(six[3 + k], six[3])]
             o.more[name] = None if None in shifts else sum(shifts) / 2
 
-# %% ../../nbs/rubrics/02_c2.ipynb #dea204fa
+# %% ../../nbs/rubrics/02_c2.ipynb #a92dcf89
 def _read_null(open_pairs: Sequence[_Open], judge: Engine, how: Contrasting) -> None:
     "The shifts of the first round of the next pair's rubrics, for a share of the pairs."
     ring = list(zip(open_pairs, [*open_pairs[1:], *open_pairs[:1]]))
@@ -282,8 +286,8 @@ def _read_null(open_pairs: Sequence[_Open], judge: Engine, how: Contrasting) -> 
         read_ones = [m for m in map(_by_order, verdicts) if not isinstance(m, Failure)]
         o.more["null_shifts"] = tuple(sum(m) / len(m) - o.mean for m in read_ones)
 
-def _outcome(o: _Open) -> Contrast:
-    common = dict(pair_id=o.pair.id, orders=tuple(v.order for v in o.views), candidates=tuple(o.candidates), usage=o.usage, **o.more)
+def _outcome(o: _Open, made: dict[str, Any]) -> Contrast:
+    common = dict(**made, pair_id=o.pair.id, orders=tuple(v.order for v in o.views), candidates=tuple(o.candidates), usage=o.usage, **o.more)
     if isinstance(o.base, Failure): return Contrast(failure=o.base, **common)
     up, down = o.chosen
     common |= dict(base=o.base, helpful=up, misleading=down)
@@ -314,8 +318,8 @@ def contrast(pairs: Sequence[Pair], # pairs whose better answer is known
     for round in range(how.rounds + 1):
         if pending := [o for o in at_work if o.pending]: _read_round(pending, g, by, round, how)
     _read_again([o for o in at_work if o.whole], by, how, other)
-    done = iter(at_work)
-    return Table(Contrast(pair_id=p.id, failure=k) if isinstance(k, Failure) else _outcome(next(done)) for p, k in zip(pairs, known))
+    done, made = iter(at_work), {"generator": g.id, "judge": by.id, "seed": how.seed}
+    return Table(Contrast(pair_id=p.id, failure=k, **made) if isinstance(k, Failure) else _outcome(next(done), made) for p, k in zip(pairs, known))
 
 # %% ../../nbs/rubrics/02_c2.ipynb #315fa63d
 def rehearse(pairs: Sequence[Pair], # pairs whose better answer is known
@@ -342,7 +346,7 @@ def survives(shifts: Sequence[float | None], # in fresh views, nats
     read_ones = [s * sign for s in shifts if s is not None]
     return all(s > least for s in read_ones) if read_ones else None
 
-# %% ../../nbs/rubrics/02_c2.ipynb #ad317289
+# %% ../../nbs/rubrics/02_c2.ipynb #fcea94ef
 def _messages(chat: Chat) -> list[dict[str, str]]: return [m.model_dump() for m in chat.messages]
 
 def _of(c: Contrast, i: int, views: Sequence[float | None], leak: float | None) -> dict[str, Any]:
@@ -355,6 +359,8 @@ def chosen_ones(c: Contrast) -> dict[str, dict[str, Any]]: # by label; empty for
     parts = {"helpful": (c.helpful, c.helpful_views, c.helpful_leak), "misleading": (c.misleading, c.misleading_views, c.misleading_leak)}
     return {label: {"text": c.candidates[i].text, **_of(c, i, views, leak)} for label, (i, views, leak) in parts.items()}
 
+def _made(c: Contrast) -> dict[str, Any]: return {"generator": c.generator, "judge": c.judge, "seed": c.seed, "orders": list(c.orders)}
+
 def dpo_row(pair: Pair, # the pair
             c: Contrast, # its contrast
             how: Contrasting, # settings it was made with
@@ -364,7 +370,7 @@ def dpo_row(pair: Pair, # the pair
     if not both: return None
     said = {label: [{"role": "assistant", "content": x["text"]}] for label, x in both.items()}
     numbers = {label: {k: v for k, v in x.items() if k != "text"} for label, x in both.items()}
-    return {"id": pair.id, "prompt": _messages(candidate_chat(preferred(pair), how.seed)), "chosen": said["helpful"], "rejected": said["misleading"], "provenance": numbers}
+    return {"id": pair.id, "prompt": _messages(candidate_chat(preferred(pair), how.seed)), "chosen": said["helpful"], "rejected": said["misleading"], "provenance": {**_made(c), **numbers}}
 
 def verifier_rows(pair: Pair, # the pair
                   c: Contrast, # its contrast
@@ -374,6 +380,6 @@ def verifier_rows(pair: Pair, # the pair
     known = preferred(pair)
     if isinstance(known, Failure): return []
     order = shown_orders(known, "random", how.seed)[0]
-    rows = [(None, None, "c2/direct", {})] + [(label, x["text"], "c2/verify", {k: v for k, v in x.items() if k != "text"}) for label, x in chosen_ones(c).items()]
+    rows = [(None, None, "c2/direct", {})] + [(label, x["text"], "c2/verify", {**_made(c), **{k: v for k, v in x.items() if k != "text"}}) for label, x in chosen_ones(c).items()]
     return [{"id": f"{pair.id}#{label or 'direct'}", "pair": pair.id, "prompt": _messages(verdict_chat(known, template(prompt), order, text)), "answer": "A" if order == "first" else "B",
              "rubric_label": label, "provenance": numbers} for label, text, prompt, numbers in rows]
