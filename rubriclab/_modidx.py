@@ -1228,6 +1228,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'rubriclab.judges.probe._prompt_of': ('judges/probe.html#_prompt_of', 'rubriclab/judges/probe.py'),
                                         'rubriclab.judges.probe._right': ('judges/probe.html#_right', 'rubriclab/judges/probe.py'),
                                         'rubriclab.judges.probe._sigmoid': ('judges/probe.html#_sigmoid', 'rubriclab/judges/probe.py'),
+                                        'rubriclab.judges.probe._spanned': ('judges/probe.html#_spanned', 'rubriclab/judges/probe.py'),
                                         'rubriclab.judges.probe._states': ('judges/probe.html#_states', 'rubriclab/judges/probe.py'),
                                         'rubriclab.judges.probe.answer_chats': ( 'judges/probe.html#answer_chats',
                                                                                  'rubriclab/judges/probe.py'),

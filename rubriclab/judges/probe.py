@@ -127,7 +127,7 @@ def unseen_scores(d: Data, choice: Callable[[Data], tuple[int, float]], n: int, 
         out[test] = fit_layer(part, layer, c).scores(d.x[test, layer])
     return out
 
-# %% ../../nbs/judges/04_probe.ipynb #1d9150e0
+# %% ../../nbs/judges/04_probe.ipynb #1a71558d
 def calibration(scores: np.ndarray, d: Data) -> tuple[float, float]: # slope and shift
     "Platt's two numbers, from scores of unseen examples; the slope is never below 0."
     from sklearn.linear_model import LogisticRegression
@@ -144,20 +144,22 @@ def _right(scores: np.ndarray, y: np.ndarray) -> list[float]:
     return [0.5 if s == 0 else float((s > 0) == (t == 1)) for s, t in zip(scores, y)]
 
 def worth(scores: np.ndarray, length: np.ndarray, d: Data, seed: int) -> dict[str, Any]:
-    "Accuracy and AUROC on unseen prompts, of the probe and of length, and whether the probe beats it."
+    "Accuracy, kappa and AUROC on unseen prompts, of the probe and of length, and whether the probe beats it."
     groups, known = list(d.groups), ~np.isnan(scores) & ~np.isnan(length)
     d, scores, length, groups = d.take(known), scores[known], length[known], [g for g, k in zip(groups, known) if k]
     out: dict[str, Any] = {"n": len(d.y), "prompts": len(set(groups)), "share_positive": None if d.paired else float(d.y.mean())}
     for who, s in (("probe", scores), ("length", length)):
         ci = stats.cluster_bootstrap(_right(s, d.y), groups, seed=seed)
         out |= {f"{who}_accuracy": ci.estimate, f"{who}_low": ci.low, f"{who}_high": ci.high}
-        if not d.paired: out[f"{who}_auroc"] = stats.auroc(list(s), list(d.y)).value
+        if d.paired: continue
+        said = stats.clustered(stats.kappa, list(d.y == 1), list(s > 0), clusters=groups, seed=seed)
+        out |= {f"{who}_auroc": stats.auroc(list(s), list(d.y)).value, f"{who}_kappa": said.estimate, f"{who}_kappa_low": said.low, f"{who}_kappa_high": said.high}
     c = stats.compare(_right(length, d.y), _right(scores, d.y), groups, seed=seed)
     if not d.paired: out["constant_accuracy"] = max(out["share_positive"], 1 - out["share_positive"])
     out["length_correlation"] = stats.spearman(list(scores), list(d.x[:, 0, 0])).value if len(set(scores)) > 1 else None
     return out | {"gap": c.gap.estimate, "gap_low": c.gap.low, "gap_high": c.gap.high, "p": c.p, "beats_length": bool(c.p <= 0.05 and c.gap.estimate > 0)}
 
-# %% ../../nbs/judges/04_probe.ipynb #2e0be5fa
+# %% ../../nbs/judges/04_probe.ipynb #ef3810ad
 def fit_data(d: Data, # states
              words: Sequence[float], # log words of each answer; of pairs the difference
              layers: Sequence[int], # what the second axis of the states is
@@ -177,12 +179,14 @@ def fit_data(d: Data, # states
     return Probe(kind="pairs" if d.paired else "criteria", engine=engine_name, layer=layers[layer], prompt=prompt, center=tuple(f.center), spread=tuple(f.spread),
                  weights=tuple(f.weights), slope=slope, shift=f.shift * slope + shift, report=report)
 
+def _spanned(r: Any, key: str) -> str: return "" if r.get(key) is None else f"{r[key]:.3f} [{r[f'{key}_low']:.3f}, {r[f'{key}_high']:.3f}]"
+
 def probe_report(probe: Probe) -> Table: # the probe and the baselines, a row each
     "What the probe was worth on unseen prompts, beside length and the constant label."
     r, number = probe.report, lambda x: "" if x is None else f"{x:.3f}"
     rows = [{"readout": who, "accuracy": number(r[f"{who}_accuracy"]), "95% interval": f"[{number(r[f'{who}_low'])}, {number(r[f'{who}_high'])}]",
-             "AUROC": number(r.get(f"{who}_auroc")), "n": r["n"], "prompts": r["prompts"]} for who in ("probe", "length")]
-    if "constant_accuracy" in r: rows.append({"readout": "constant label", "accuracy": number(r["constant_accuracy"]), "95% interval": "", "AUROC": "0.500", "n": r["n"], "prompts": r["prompts"]})
+             "kappa": _spanned(r, f"{who}_kappa"), "AUROC": number(r.get(f"{who}_auroc")), "n": r["n"], "prompts": r["prompts"]} for who in ("probe", "length")]
+    if "constant_accuracy" in r: rows.append({"readout": "constant label", "accuracy": number(r["constant_accuracy"]), "95% interval": "", "kappa": "0.000", "AUROC": "0.500", "n": r["n"], "prompts": r["prompts"]})
     rows[0]["note"] = "" if r["beats_length"] else "no better than length alone, as far as these labels show"
     return Table(rows)
 

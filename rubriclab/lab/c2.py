@@ -220,7 +220,7 @@ def leak_rates(found: Sequence[Label], # labels of one kind
     moved = [SIGNS[x.label] * x.leak for x in found if x.leak is not None]
     return out | {"unrelated_shift": _mean(moved), "moves_unrelated": _mean(float(m > least) for m in moved), "moves_unrelated_other_way": _mean(float(m < -least) for m in moved), "n": len(found)}
 
-# %% ../../nbs/lab/07_c2.ipynb #2e87e74f
+# %% ../../nbs/lab/07_c2.ipynb #1409f6ff
 POLICIES: tuple[Policy, ...] = ("always", "never", "selective", "agreement", "oracle")
 SHARES = (0.9, 0.7, 0.5, 0.3, 0.1)
 
@@ -266,6 +266,7 @@ def policy_orderings(pairs: Sequence[Pair], # the pairs
                      seed: int = 0, # of bootstrap and permutation
                     ) -> list[dict[str, Any]]: # one a claim
     "Paired comparisons of policies, clustered by prompt, corrected by Holm."
+    if not pairs: return []
     right = {name: [correct(j) for j in decide(pairs, seen, policy)] for name, (seen, policy) in arms.items()}
     found = [stats.compare(right[a], right[b], [prompt_of(p) for p in pairs], alpha=0.05 / len(claims), seed=seed) for a, b in claims]
     return [{"worse": a, "better": b, "gap": c.gap.estimate, "low": c.gap.low, "high": c.gap.high, "prompts": c.gap.clusters, "p": c.p, "detectable": c.detectable, "claimed": bool(p <= 0.05 and c.gap.estimate > 0)}
@@ -328,7 +329,7 @@ def crossings(runs: Sequence[tuple[float, Sequence[Mapping[str, Any]]]], # (accu
         out[share] = float(max(reached))
     return out
 
-# %% ../../nbs/lab/07_c2.ipynb #0b1700ad
+# %% ../../nbs/lab/07_c2.ipynb #133be875
 class Study(NamedTuple):
     "What a run on pairs left: rows of `pairs.jsonl`, and for the kept pairs opinions on three rubrics."
     rows: list[dict[str, Any]]
@@ -351,8 +352,13 @@ def study(pairs: Sequence[Pair], # whose better answer is known
           max_tokens: int = 1024, # of what it writes
          ) -> Study:
     "Contrast pairs, then verify."
+    from rubriclab.engines.plan import PlanBackend
     from rubriclab.judges.verifier import opinions
-    from rubriclab.rubrics.c2 import contrast
+    from rubriclab.rubrics.c2 import contrast, rehearse
+    if isinstance(judge.backend, PlanBackend): # nothing is chosen, so ask for what would be asked of pairs that are kept
+        rehearse(pairs, generator, judge, how)
+        for k in ("helpful", "misleading", "own"): opinions(pairs, judge, [k.ljust(4 * how.max_tokens, ".")] * len(pairs), readout, max_tokens=max_tokens, seed=how.seed)
+        return Study([], [], {k: [] for k in (*SIGNS, "own")}, {k: [] for k in (*SIGNS, "own")})
     found = contrast(pairs, generator, judge, how)
     kept = [(p, c) for p, c in zip(pairs, found) if not c.failure]
     texts = {k: [c.candidates[getattr(c, k)].text for _, c in kept] for k in SIGNS}
@@ -373,6 +379,7 @@ def label_rows(s: Study, # with the verdicts without a rubric
               ) -> Table: # as of `judges.verifier.label_table`
     "The readouts of the label on the chosen rubrics, beside their rivals."
     from rubriclab.judges.verifier import fit_label_probe, label_features, label_table, unseen_labels
+    if len(s.pairs) < 6: return Table() # too few to fit on
     pairs, texts, truth, seen = s.both
     written = lambda o: o.label_margin if o.label_margin is not None else None if o.label is None else 1.0 if o.label == "helpful" else -1.0
     found: dict[str, Any] = {"verifier": [written(o) for o in seen]}
