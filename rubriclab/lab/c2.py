@@ -10,7 +10,7 @@ __all__ = ['SIGNS', 'WORTH', 'POLICIES', 'SHARES', 'Opinions', 'PLANTED', 'CLAIM
            'Study', 'study', 'study_items', 'label_rows', 'study_arms', 'summarize_c2', 'c2_text', 'plot_shifts',
            'plot_survival', 'plot_views', 'plot_mixes', 'plot_labels', 'plot_crossing']
 
-# %% ../../nbs/lab/07_c2.ipynb #135d37c3
+# %% ../../nbs/lab/07_c2.ipynb #2d06da22
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -18,10 +18,14 @@ import numpy as np
 from ..core import stats
 from ..core.types import Failure, Judgment, Pair, Table
 from ..data.records import row_of
+from ..engines.engine import Engine
+from ..engines.fake import FakeBackend, Skills, World, see, unit
+from ..engines.plan import PlanBackend
 from ..judges.pairwise import correct
-from ..judges.verifier import Opinion, Policy, closed_form, decide, needed_accuracy
+from ..judges.verifier import (Opinion, Policy, Readout, closed_form, decide, fit_label_probe, label_features, label_table, needed_accuracy, opinions,
+                                       unseen_labels)
 from .report import _axes, _close, number, prompt_of
-from ..rubrics.c2 import Contrast, leaks, survives
+from ..rubrics.c2 import Contrast, Contrasting, contrast, leaks, rehearse, survives
 
 if TYPE_CHECKING: from matplotlib.figure import Figure
 
@@ -80,26 +84,23 @@ def labels_of(rows: Iterable[Mapping[str, Any]]) -> list[Label]: # two a kept pa
                              r[f"{label}_survives"], tuple(r[f"{label}_signs"]), r[f"{label}_leak"]))
     return out
 
-# %% ../../nbs/lab/07_c2.ipynb #e611595d
+# %% ../../nbs/lab/07_c2.ipynb #453b1515
 def planted_c2(sigma: float, # error of a reading, nats
                seed: int = 0, # of the world
                effect: float = 1.0, # true shift of a rubric that does something; 0: nothing does
                **skills: Any, # of the engine, see `engines.fake.Skills`
-              ) -> tuple[Any, Any]: # the world, and an engine that writes and judges in it, without a store
+              ) -> tuple[World, Engine]: # the world, and an engine that writes and judges in it, without a store
     "A world in which a rubric's true shift is -1, 0 or +1 nat with probability 1/4, 1/2, 1/4, and the judge's own margin is standard normal."
-    from rubriclab.engines.engine import Engine
-    from rubriclab.engines.fake import FakeBackend, Skills, World
     world = World(seed=seed, criteria=1, agree=1.0, spread=0.0)
     planted = {"p": 1.0, "scale": effect, "base": 0.0, "base_sd": 1.0, "order_bias": 0.0, "length_bias": 0.0, "sigma": sigma, "swayed": 0.0, "g_contrast": 0.5,
                "inverted_contrast": 0.5, "spurious": 0.0}
     return world, Engine(FakeBackend(world, Skills(**{**planted, **skills})), store=None, progress=False)
 
-def true_sign(world: Any, # the planted world
+def true_sign(world: World, # the planted world
               pair: Pair, # one of its pairs
               text: str, # a rubric
              ) -> int: # +1 helps, -1 misleads, 0 does nothing
     "The sign of a rubric's true shift."
-    from rubriclab.engines.fake import see
     prompt, number = (int(x) for x in pair.id.split("-")[1:])
     needs, sides = world.needs(prompt), world.sides(prompt, number)
     return sum(sign * needs[n].polarity * sides[n] for sign, n in see(text).statements if n in needs)
@@ -220,7 +221,7 @@ def leak_rates(found: Sequence[Label], # labels of one kind
     moved = [SIGNS[x.label] * x.leak for x in found if x.leak is not None]
     return out | {"unrelated_shift": _mean(moved), "moves_unrelated": _mean(float(m > least) for m in moved), "moves_unrelated_other_way": _mean(float(m < -least) for m in moved), "n": len(found)}
 
-# %% ../../nbs/lab/07_c2.ipynb #1409f6ff
+# %% ../../nbs/lab/07_c2.ipynb #5b3fc8a9
 POLICIES: tuple[Policy, ...] = ("always", "never", "selective", "agreement", "oracle")
 SHARES = (0.9, 0.7, 0.5, 0.3, 0.1)
 
@@ -229,7 +230,6 @@ def draw_helpful(pairs: Sequence[Pair], # the pairs
                  seed: int = 0, # of the draw
                 ) -> list[bool]: # whether each pair gets its helpful rubric
     "A mix. Each pair's draw depends on its id alone, and a pair that gets its helpful rubric at one share gets it at every larger one."
-    from rubriclab.engines.fake import unit
     return [unit(f"mix|{seed}|{p.id}") < share for p in pairs]
 
 Opinions = Sequence[Sequence[Opinion]]
@@ -285,7 +285,7 @@ def accuracies(pairs: Sequence[Pair], good: Opinions, bad: Opinions) -> dict[str
     labels = [(o.label == "helpful") == side for side, seen in ((True, good), (False, bad)) for os in seen for o in os]
     return {"helpful": mean(good, "always"), "none": mean(good, "never"), "misleading": mean(bad, "always"), "v": float(np.mean(labels))}
 
-# %% ../../nbs/lab/07_c2.ipynb #64507d17
+# %% ../../nbs/lab/07_c2.ipynb #43e61b3c
 PLANTED = {"base": 0.3, "effect": 1.5, "sigma": 1.0} # nats: mean margin without a rubric (spread 1), a rubric's shift, error of a reading
 
 def planted_known(v: float, # share of labels that are right
@@ -295,7 +295,7 @@ def planted_known(v: float, # share of labels that are right
     right = lambda shift: NormalDist(0, (1 + PLANTED["sigma"] ** 2) ** 0.5).cdf(PLANTED["base"] + shift)
     return {"helpful": right(PLANTED["effect"]), "none": right(0.0), "misleading": right(-PLANTED["effect"]), "v": v}
 
-def planted_rubric(world: Any, pair: Pair, good: bool) -> str:
+def planted_rubric(world: World, pair: Pair, good: bool) -> str:
     "A rubric that helps, or one that misleads, on a pair of a planted world."
     prompt, number = (int(x) for x in pair.id.split("-")[1:])
     (need, n), = world.needs(prompt).items()
@@ -306,7 +306,6 @@ def planted_opinions(seed: int, # of the world
                      pairs: int = 300, # one a prompt
                     ) -> tuple[list[Pair], Opinions, Opinions]: # pairs, opinions on a rubric that helps each, and on one that misleads
     "One planted world. One order is shown: the two orders of a planted pair share their margin, so they are no two samples."
-    from rubriclab.judges.verifier import opinions
     world, judge = planted_c2(PLANTED["sigma"], seed, PLANTED["effect"], base=PLANTED["base"], v=v)
     some = world.pairs(pairs, per_prompt=1)
     good, bad = (opinions(some, judge, [planted_rubric(world, p, side) for p in some], "logprob", orders="first") for side in (True, False))
@@ -329,7 +328,7 @@ def crossings(runs: Sequence[tuple[float, Sequence[Mapping[str, Any]]]], # (accu
         out[share] = float(max(reached))
     return out
 
-# %% ../../nbs/lab/07_c2.ipynb #133be875
+# %% ../../nbs/lab/07_c2.ipynb #e8febf39
 class Study(NamedTuple):
     "What a run on pairs left: rows of `pairs.jsonl`, and for the kept pairs opinions on three rubrics."
     rows: list[dict[str, Any]]
@@ -345,16 +344,13 @@ class Study(NamedTuple):
         return [*self.pairs] * 2, texts, [True] * len(self.pairs) + [False] * len(self.pairs), seen
 
 def study(pairs: Sequence[Pair], # whose better answer is known
-          generator: Any, # who writes
-          judge: Any, # whose margins count, and who verifies
-          how: Any, # settings, `rubrics.c2.Contrasting`
-          readout: Any = "logprob", # of the verifier
+          generator: Engine, # who writes
+          judge: Engine, # whose margins count, and who verifies
+          how: Contrasting, # settings
+          readout: Readout = "logprob", # of the verifier
           max_tokens: int = 1024, # of what it writes
          ) -> Study:
     "Contrast pairs, then verify."
-    from rubriclab.engines.plan import PlanBackend
-    from rubriclab.judges.verifier import opinions
-    from rubriclab.rubrics.c2 import contrast, rehearse
     if isinstance(judge.backend, PlanBackend): # nothing is chosen, so ask for what would be asked of pairs that are kept
         rehearse(pairs, generator, judge, how)
         for k in ("helpful", "misleading", "own"): opinions(pairs, judge, [k.ljust(4 * how.max_tokens, ".")] * len(pairs), readout, max_tokens=max_tokens, seed=how.seed)
@@ -374,11 +370,10 @@ def study_items(data: str, s: Study) -> list[dict[str, Any]]: # rows for `items.
     return [{"kind": "contrast", "data": data, **r} for r in s.rows] + said
 
 def label_rows(s: Study, # with the verdicts without a rubric
-               engine: Any = None, # whose hidden states are read by a probe; None for no probe
+               engine: Engine | None = None, # whose hidden states are read by a probe; None for no probe
                seed: int = 0, # of folds and resampling
               ) -> Table: # as of `judges.verifier.label_table`
     "The readouts of the label on the chosen rubrics, beside their rivals."
-    from rubriclab.judges.verifier import fit_label_probe, label_features, label_table, unseen_labels
     if len(s.pairs) < 6: return Table() # too few to fit on
     pairs, texts, truth, seen = s.both
     written = lambda o: o.label_margin if o.label_margin is not None else None if o.label is None else 1.0 if o.label == "helpful" else -1.0
