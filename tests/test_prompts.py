@@ -14,6 +14,7 @@ VALUES = {"request": "Name Saturn's largest moon in one word.", "chosen": "Titan
           "rubric": Rubric.parse("1. The response is one word. [Hard Rule]\n2. The response is right. [Principle]"), "response_a": "Titan", "response_b": "It may be {Rhea}.",
           "response": "It may be {Rhea}.", "context": "Saturn has many moons.", "reference": "Titan", "criterion": "The response names Titan.", "labels": "no | yes",
           "examples": "Response: Titan!\nLabel: yes", "criteria": "1. The response names Titan. (labels: no | yes)", "number": 1, "worst": "1", "best": "5",
+          "first": "The response names Titan.", "second": "It says that the moon is Titan.", "exemplars": "<similar_request>\nName a moon.\n</similar_request>", "most": "12",
           "length_neutral": True, "lines": True, "json": True}
 
 
