@@ -429,7 +429,7 @@ def c2_text(s: Mapping[str, Any]) -> str: # Markdown
 
 def _counts(d: Mapping[Any, int]) -> str: return ", ".join(f"{k} {v:,}" for k, v in d.items()) or "none"
 
-# %% ../../nbs/lab/07_c2.ipynb #b826ea26
+# %% ../../nbs/lab/07_c2.ipynb #d2f61dbf
 def plot_shifts(rows: Sequence[Mapping[str, Any]], title: str) -> "Figure":
     "Shifts of all candidates as a histogram, those of another pair's rubrics as an outline, both as densities."
     import seaborn as sns
@@ -437,7 +437,7 @@ def plot_shifts(rows: Sequence[Mapping[str, Any]], title: str) -> "Figure":
     null = [s for r in rows for s in r.get("null_shifts", ())]
     fig, ax = _axes(7.5, 3.6, title)
     sns.histplot(x=own, bins=60, stat="density", color="0.75", edgecolor="0.4", ax=ax, label=f"own rubrics (n={len(own):,})")
-    if null: sns.histplot(x=null, bins=30, stat="density", element="step", fill=False, color="black", ax=ax, label=f"another pair's (n={len(null):,})")
+    if null: sns.histplot(x=null, bins=max(4, min(30, len(null) // 8)), stat="density", element="step", fill=False, color="black", ax=ax, label=f"another pair's (n={len(null):,})")
     ax.axvline(0, color="black", ls="--", lw=1)
     ax.set(xlabel="shift of the margin (nats), above 0 toward the better answer", ylabel="density")
     ax.legend()
