@@ -394,7 +394,7 @@ def study_arms(s: Study, seed: int = 0) -> dict[str, tuple[Opinions, Policy]]: #
     sources: dict[str, Opinions] = {"own": s.opinions["own"], **mix}
     return {f"{name}, {policy}": (seen, policy) for name, seen in sources.items() for policy in ("always", "never", "selective")}
 
-# %% ../../nbs/lab/07_c2.ipynb #e2fc9c33
+# %% ../../nbs/lab/07_c2.ipynb #48e58d6c
 def summarize_c2(rows: Sequence[Mapping[str, Any]], # of `pairs.jsonl`
                  seed: int = 0, # of resampling
                 ) -> dict[str, Any]: # everything a report says
@@ -412,7 +412,7 @@ def c2_text(s: Mapping[str, Any]) -> str: # Markdown
     "The report for people."
     y = s["yield"]
     out = ["# C2: helpful and misleading rubrics", "", f"{y['kept']:,} of {y['pairs']:,} pairs kept; dropped: {_counts(y['dropped'])}. {y['candidates']:,} candidates, {y['read']:,} read; set aside: {_counts(y['set_aside'])}.",
-           f"Rounds needed: {_counts(y['rounds'])}.", "", "| | helpful | misleading |", "|---|---|---|"]
+           f"Kept in {', '.join(f'round {k}: {v:,}' for k, v in y['rounds'].items()) or 'no round'}.", "", "| | helpful | misleading |", "|---|---|---|"]
     row = lambda name, f: out.append(f"| {name} | {f('helpful')} | {f('misleading')} |")
     noise = lambda k: "not measured" if not s["precision"][k] else number(s["precision"][k]["noise"])
     row("noise of a reading (nats)", noise)
