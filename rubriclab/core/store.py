@@ -147,7 +147,7 @@ def _hold(self: Store, owner: str) -> None:
             self._beat = threading.Thread(target=_renew, args=(self,), daemon=True)
             self._beat.start()
 
-# %% ../../nbs/core/03_store.ipynb #79b3253e
+# %% ../../nbs/core/03_store.ipynb #aa626258
 class _Writer:
     "Commits rows to a store, those that come during one commit with the next."
     idle = 1.0 # seconds that its thread waits for more
@@ -187,13 +187,14 @@ class _Writer:
             error, self.error = self.error, None
         if error: raise error
 
+# %% ../../nbs/core/03_store.ipynb #76323da8
 def _writer(self: Store) -> _Writer:
     "This process's writer: a thread does not survive a fork."
     with self._lock:
         if self._written is None or self._written.pid != os.getpid(): self._written = _Writer(self)
         return self._written
 
-# %% ../../nbs/core/03_store.ipynb #e4054aa8
+# %% ../../nbs/core/03_store.ipynb #aa7a41e1
 Made = tuple[int, str, bool]
 
 def through(self: Store,

@@ -167,7 +167,7 @@ def needed_accuracy(g: float, # share of helpful rubrics
     gain, loss = g * (helpful - none), (1 - g) * (none - misleading)
     return max(gain, loss) / (gain + loss) if gain > 0 and loss > 0 else math.nan
 
-# %% ../../nbs/judges/05_verifier.ipynb #7f6bdb67
+# %% ../../nbs/judges/05_verifier.ipynb #9ecdc5b4
 FEATURES = ("own margin (size)", "shift toward own verdict", "agrees", "label margin", "log words", "lines", "overlap with the preferred", "overlap with the other")
 
 def _overlap(rubric: str, answer: str) -> float:
@@ -201,6 +201,7 @@ def unseen_labels(x: np.ndarray, # (n, features)
     out[known] = unseen_scores(d, lambda part: choose(part, 3, seed), 5, seed)
     return out
 
+# %% ../../nbs/judges/05_verifier.ipynb #404cf57a
 def fit_label_probe(pairs: Sequence[Pair], # pairs
                     rubrics: Sequence[Rubric | str], # one a pair
                     helpful: Sequence[bool], # what is true of each rubric
@@ -218,7 +219,7 @@ def fit_label_probe(pairs: Sequence[Pair], # pairs
     d = Data(np.stack([states[i] for i in good]), np.array([float(helpful[i]) for i in good]), _groups(pairs)[good])
     return fit_data(d, [math.log1p(len(str(rubrics[i]).split())) for i in good], layers, e.name, "c2/verify", seed)
 
-# %% ../../nbs/judges/05_verifier.ipynb #581c8dd0
+# %% ../../nbs/judges/05_verifier.ipynb #a6a4819c
 def _rates(said: Sequence[float | None], truth: Sequence[bool], clusters: Sequence[Any], seed: int) -> dict[str, Any]:
     "Accuracy of scores above 0 (half for 0, wrong where there is none), with its interval, and AUROC."
     right = [0.0 if s is None else 0.5 if s == 0 else float((s > 0) == t) for s, t in zip(said, truth)]

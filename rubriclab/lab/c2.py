@@ -118,7 +118,7 @@ def yields(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]: # counts
             else: read_ones += 1
     return {"pairs": pairs, "kept": sum(rounds.values()), "dropped": dict(dropped), "candidates": read_ones + sum(lost.values()), "read": read_ones, "set_aside": dict(lost), "rounds": dict(sorted(rounds.items()))}
 
-# %% ../../nbs/lab/07_c2.ipynb #44559884
+# %% ../../nbs/lab/07_c2.ipynb #0fa0f380
 WORTH = 0.5 # nats; a true shift of more than this toward the label makes it a right one
 
 def reading_noise(found: Sequence[Label]) -> float | None: # nats
@@ -151,6 +151,7 @@ def expected_precision(found: Sequence[Label], # labels of one kind
         out[name] = None if not total[0] else {"expected": float(share[0]), "low": float(np.quantile(known, 0.025)), "high": float(np.quantile(known, 0.975)), "n": int(kept.sum())}
     return out
 
+# %% ../../nbs/lab/07_c2.ipynb #fdb24f18
 def survival(found: Sequence[Label], # labels of one kind
              seed: int = 0, # of the bootstrap
             ) -> dict[str, Any]: # share with its interval
@@ -161,7 +162,7 @@ def survival(found: Sequence[Label], # labels of one kind
     chance = 0.5 ** len(read_ones[0].views)
     return {"share": ci.estimate, "low": ci.low, "high": ci.high, "n": ci.n, "chance": chance}
 
-# %% ../../nbs/lab/07_c2.ipynb #dea0ab09
+# %% ../../nbs/lab/07_c2.ipynb #47639580
 def shrinkage(rows: Sequence[Mapping[str, Any]], # of `pairs.jsonl`
               seed: int = 0, # of the bootstrap
              ) -> dict[str, dict[str, Any]]: # by label, nats
@@ -181,7 +182,7 @@ def _mean(values: Iterable[float]) -> float | None:
     x = list(values)
     return sum(x) / len(x) if x else None
 
-# %% ../../nbs/lab/07_c2.ipynb #95da2692
+# %% ../../nbs/lab/07_c2.ipynb #00684322
 def view_accuracy(rows: Sequence[Mapping[str, Any]], # of `pairs.jsonl`
                   seed: int = 0, # of bootstrap and test
                  ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]: # an arm each, and the two orderings
@@ -212,7 +213,7 @@ def _ordering(worse: str, better: str, right: Mapping[str, Sequence[float]], pro
     return {"worse": worse, "better": better, "gap": c.gap.estimate, "low": c.gap.low, "high": c.gap.high, "prompts": c.gap.clusters, "p": c.p, "detectable": c.detectable,
             "claimed": bool(2 * c.p <= 0.05 and c.gap.estimate > 0)} # Bonferroni for two
 
-# %% ../../nbs/lab/07_c2.ipynb #d7f4b107
+# %% ../../nbs/lab/07_c2.ipynb #e9e39e3f
 def leak_rates(found: Sequence[Label], # labels of one kind
                least: float = WORTH, # nats
               ) -> dict[str, Any]: # shares
@@ -221,7 +222,7 @@ def leak_rates(found: Sequence[Label], # labels of one kind
     moved = [SIGNS[x.label] * x.leak for x in found if x.leak is not None]
     return out | {"unrelated_shift": _mean(moved), "moves_unrelated": _mean(float(m > least) for m in moved), "moves_unrelated_other_way": _mean(float(m < -least) for m in moved), "n": len(found)}
 
-# %% ../../nbs/lab/07_c2.ipynb #5b3fc8a9
+# %% ../../nbs/lab/07_c2.ipynb #f4eca93a
 POLICIES: tuple[Policy, ...] = ("always", "never", "selective", "agreement", "oracle")
 SHARES = (0.9, 0.7, 0.5, 0.3, 0.1)
 
@@ -250,6 +251,7 @@ def mix_rows(pairs: Sequence[Pair], # the pairs
     for share in shares: out += [{"share": share, **row} for row in policy_rows(pairs, mixed(good, bad, draw_helpful(pairs, share, seed)), policies, seed)]
     return out
 
+# %% ../../nbs/lab/07_c2.ipynb #5d52f1aa
 def policy_rows(pairs: Sequence[Pair], # the pairs
                 seen: Opinions, # on one rubric each
                 policies: Sequence[Policy] = POLICIES, # to compare
@@ -285,7 +287,7 @@ def accuracies(pairs: Sequence[Pair], good: Opinions, bad: Opinions) -> dict[str
     labels = [(o.label == "helpful") == side for side, seen in ((True, good), (False, bad)) for os in seen for o in os]
     return {"helpful": mean(good, "always"), "none": mean(good, "never"), "misleading": mean(bad, "always"), "v": float(np.mean(labels))}
 
-# %% ../../nbs/lab/07_c2.ipynb #43e61b3c
+# %% ../../nbs/lab/07_c2.ipynb #7aed0fa5
 PLANTED = {"base": 0.3, "effect": 1.5, "sigma": 1.0} # nats: mean margin without a rubric (spread 1), a rubric's shift, error of a reading
 
 def planted_known(v: float, # share of labels that are right
@@ -315,6 +317,7 @@ def planted_mix(seed: int, v: float, pairs: int = 300) -> list[dict[str, Any]]: 
     "The policies that have a closed form, in one planted world."
     return mix_rows(*planted_opinions(seed, v, pairs), policies=("always", "never", "selective"), seed=seed)
 
+# %% ../../nbs/lab/07_c2.ipynb #0ba14958
 def crossings(runs: Sequence[tuple[float, Sequence[Mapping[str, Any]]]], # (accuracy of the verifier, rows of `mix_rows`), two accuracies or more
              ) -> dict[float, float]: # by share of helpful rubrics
     "The accuracy of the verifier from which the selective rule beats both others, where straight lines through the measured gaps reach 0."
@@ -328,7 +331,7 @@ def crossings(runs: Sequence[tuple[float, Sequence[Mapping[str, Any]]]], # (accu
         out[share] = float(max(reached))
     return out
 
-# %% ../../nbs/lab/07_c2.ipynb #e8febf39
+# %% ../../nbs/lab/07_c2.ipynb #72db8cb7
 class Study(NamedTuple):
     "What a run on pairs left: rows of `pairs.jsonl`, and for the kept pairs opinions on three rubrics."
     rows: list[dict[str, Any]]
@@ -363,6 +366,7 @@ def study(pairs: Sequence[Pair], # whose better answer is known
     seen = {k: opinions(some, judge, t, readout, max_tokens=max_tokens, seed=how.seed) if some else [] for k, t in texts.items()}
     return Study([contrast_row(p, c, how.survive_by) for p, c in zip(pairs, found)], some, texts, seen)
 
+# %% ../../nbs/lab/07_c2.ipynb #12c704dc
 def study_items(data: str, s: Study) -> list[dict[str, Any]]: # rows for `items.jsonl`
     "Everything that the report is made from."
     said = [{"kind": "opinion", "data": data, "rubric": k, "pair": p.id, "prompt": prompt_of(p), **o.model_dump(mode="json", exclude={"pair_id"}, exclude_defaults=True)}
@@ -394,7 +398,7 @@ def study_arms(s: Study, seed: int = 0) -> dict[str, tuple[Opinions, Policy]]: #
     sources: dict[str, Opinions] = {"own": s.opinions["own"], **mix}
     return {f"{name}, {policy}": (seen, policy) for name, seen in sources.items() for policy in ("always", "never", "selective")}
 
-# %% ../../nbs/lab/07_c2.ipynb #48e58d6c
+# %% ../../nbs/lab/07_c2.ipynb #755bcc42
 def summarize_c2(rows: Sequence[Mapping[str, Any]], # of `pairs.jsonl`
                  seed: int = 0, # of resampling
                 ) -> dict[str, Any]: # everything a report says
@@ -429,7 +433,7 @@ def c2_text(s: Mapping[str, Any]) -> str: # Markdown
 
 def _counts(d: Mapping[Any, int]) -> str: return ", ".join(f"{k} {v:,}" for k, v in d.items()) or "none"
 
-# %% ../../nbs/lab/07_c2.ipynb #d2f61dbf
+# %% ../../nbs/lab/07_c2.ipynb #9d86217b
 def plot_shifts(rows: Sequence[Mapping[str, Any]], title: str) -> "Figure":
     "Shifts of all candidates as a histogram, those of another pair's rubrics as an outline, both as densities."
     import seaborn as sns
@@ -457,6 +461,7 @@ def plot_survival(found: Sequence[Label], title: str) -> "Figure":
     ax.legend()
     return _close(fig)
 
+# %% ../../nbs/lab/07_c2.ipynb #6947144c
 def plot_views(arms: Sequence[Mapping[str, Any]], title: str) -> "Figure":
     "Accuracy with the best, no and the worst rubric on fresh views, 95% intervals."
     fig, ax = _axes(6, 2.6, title)
@@ -488,6 +493,7 @@ def plot_mixes(mixes: Sequence[Mapping[str, Any]], # from `mix_rows`
     ax.legend()
     return _close(fig)
 
+# %% ../../nbs/lab/07_c2.ipynb #cee0236f
 def plot_labels(table: Sequence[Mapping[str, Any]], title: str) -> "Figure":
     "Accuracy of each readout of the label with its 95% interval; rivals are hollow."
     fig, ax = _axes(7.5, 0.5 * len(table) + 1.4, title)

@@ -33,7 +33,7 @@ def needed(module: str) -> Any:
     try: return import_module(module)
     except ImportError as e: raise ImportError(f'the index needs {module}: pip install "rubriclab[rag]"') from e
 
-# %% ../../nbs/retrieval/00_index.ipynb #ae12ec1b
+# %% ../../nbs/retrieval/00_index.ipynb #a55e5be2
 _STEP = 1 << 12
 
 def _draft(folder: Path) -> Path:
@@ -65,6 +65,7 @@ class _Dense:
         if self.graph is not None: self.graph.save(str(folder / "dense.usearch"))
         else: np.save(folder / "dense.npy", np.concatenate(self.rows) if self.rows else np.zeros((0, self.dim), np.float32))
 
+# %% ../../nbs/retrieval/00_index.ipynb #ca0e08ce
 class _Lexical:
     "Token numbers while they come; the texts are forgotten."
     def __init__(self) -> None:
@@ -76,7 +77,7 @@ class _Lexical:
         if self.ids: model.index(b.tokenization.Tokenized(ids=self.ids, vocab=self.tokens.get_vocab_dict()), show_progress=False)
         if self.ids: model.save(str(folder / "bm25"), show_progress=False)
 
-# %% ../../nbs/retrieval/00_index.ipynb #52713e31
+# %% ../../nbs/retrieval/00_index.ipynb #7b1526c8
 def build_index(items: Iterable[Item], # records: prompt and rubric, one id each
                 folder: str | Path, # of the index; what was there before counts until the new one is whole
                 encoder: Encoder | None = None, # for search by meaning; None is by words only
@@ -108,6 +109,7 @@ def _bar(items: Iterable[Item], wanted: bool) -> Iterable[Item]:
     from tqdm import tqdm
     return tqdm(items, desc="index", unit=" records")
 
+# %% ../../nbs/retrieval/00_index.ipynb #4f44bf67
 def _write(items: Iterable[Item], vectors: Iterator[np.ndarray] | None, encoder: Encoder | None, draft: Path, words: _Lexical | None, dense: _Dense | None, keys: list[int]) -> None:
     "All records, block by block."
     offsets, at, stream = [0], 0, iter(items)
@@ -139,7 +141,7 @@ def _point(folder: Path, draft: Path, manifest: Mapping[str, Any]) -> None:
     for old in folder.glob("v-*"):
         if old != draft: shutil.rmtree(old, ignore_errors=True)
 
-# %% ../../nbs/retrieval/00_index.ipynb #4faf833b
+# %% ../../nbs/retrieval/00_index.ipynb #aedb3768
 class Hit(NamedTuple):
     "A record that was found: its score in the unit of the method, its ranks by words and by meaning (from 1; None where it was not looked for), and the record."
     score: float
@@ -155,6 +157,7 @@ class Hits(Table):
 
 _RRF = 60 # Cormack, Clarke and Buettcher 2009
 
+# %% ../../nbs/retrieval/00_index.ipynb #36de72df
 class Index:
     "An index on disk. Opening reads the manifest; arrays are mapped into memory when they are used."
     def __init__(self, folder: str | Path, # where it was built
@@ -184,7 +187,7 @@ class Index:
     @cached_property
     def _bm25(self) -> Any: return needed("bm25s").BM25.load(str(self.at / "bm25"), mmap=True, show_progress=False) if (self.at / "bm25").is_dir() else None
 
-# %% ../../nbs/retrieval/00_index.ipynb #a288d507
+# %% ../../nbs/retrieval/00_index.ipynb #2697f70a
 def record(self: Index, place: int) -> Item: # as it was given
     "The record at a place."
     start, end = self._offsets[place:place + 2]
@@ -222,7 +225,7 @@ def by_words(self: Index, text: str, k: int) -> tuple[np.ndarray, np.ndarray]: #
 
 Index.record, Index.place_of, Index.nearest, Index.by_words = record, place_of, nearest, by_words
 
-# %% ../../nbs/retrieval/00_index.ipynb #971fb692
+# %% ../../nbs/retrieval/00_index.ipynb #eb659085
 class Found(NamedTuple):
     "A candidate before the filters."
     place: int
@@ -260,6 +263,7 @@ def vector(self: Index, place: int) -> np.ndarray: # (dim,) of length 1
     v = np.asarray(self._graph.get(place) if self._vectors is None else self._vectors[place], np.float32).ravel()
     return v / max(float(np.linalg.norm(v)), 1e-9)
 
+# %% ../../nbs/retrieval/00_index.ipynb #921f3610
 def _diverse(self: Index, hits: list[Hit], k: int, diversity: float) -> list[Hit]:
     "Maximal marginal relevance over a pool."
     scores = np.array([h.score for h in hits])
@@ -275,7 +279,7 @@ def _diverse(self: Index, hits: list[Hit], k: int, diversity: float) -> list[Hit
 
 Index.vector = vector
 
-# %% ../../nbs/retrieval/00_index.ipynb #dc93995b
+# %% ../../nbs/retrieval/00_index.ipynb #80eb2fb3
 def search(self: Index, queries: Sequence[str], # texts; conversations as `as_text` writes them
            k: int = 5, # hits a query
            method: Method | None = None, # both where the index has both
@@ -314,7 +318,7 @@ def _fill(self: Index, text: str, vector: np.ndarray | None, k: int, method: Met
 
 Index.search = search
 
-# %% ../../nbs/retrieval/00_index.ipynb #221a66ec
+# %% ../../nbs/retrieval/00_index.ipynb #d1accca1
 def _known_vectors(self: Index, places: Iterable[int], new: np.ndarray | None) -> Iterator[np.ndarray]:
     for p in places: yield self.vector(p)
     if new is not None: yield from new

@@ -40,7 +40,7 @@ class Contrasting(Value):
 
 PAPER = Contrasting(orders="random", rationales=1, views=0, leaks=False, null_share=0.0)
 
-# %% ../../nbs/rubrics/02_c2.ipynb #2dbddfd8
+# %% ../../nbs/rubrics/02_c2.ipynb #f32e2175
 Removed = Literal["empty", "repeated", "near repeat", "no format"]
 
 class Candidate(Value):
@@ -72,6 +72,7 @@ def as_rubric(text: str) -> Rubric | None: # None where no criterion is found
 
 def _words(text: str) -> frozenset[str]: return frozenset(re.findall(r"\w+", text.lower()))
 
+# %% ../../nbs/rubrics/02_c2.ipynb #83dc0c86
 def _removed(text: str, before: Sequence[Candidate], how: Contrasting) -> Removed | None:
     "Why a reply is not read."
     if not text: return "empty"
@@ -92,7 +93,7 @@ def _candidates(replies: Sequence[Completion | Failure], before: Sequence[Candid
         found.append(Candidate(text=text, round=round, index=n, failure=failure))
     return found[len(before):]
 
-# %% ../../nbs/rubrics/02_c2.ipynb #7a56c54f
+# %% ../../nbs/rubrics/02_c2.ipynb #209a53d1
 def pick(margins: Sequence[float | None], # of the candidates, nats
          base: float, # the margin without a rubric
         ) -> tuple[int | None, int | None]: # places of the helpful and of the misleading one
@@ -102,7 +103,7 @@ def pick(margins: Sequence[float | None], # of the candidates, nats
     down = [i for i in known if margins[i] < min(0.0, base)]
     return max(up, key=lambda i: margins[i], default=None), min(down, key=lambda i: margins[i], default=None)
 
-# %% ../../nbs/rubrics/02_c2.ipynb #edf8b979
+# %% ../../nbs/rubrics/02_c2.ipynb #e9416632
 class View(Value):
     "One way to read a margin."
     order: Order
@@ -126,7 +127,7 @@ def fresh_views(pair: Pair, # which pair
     rest = [View(order=o, wording=w, rationale=r) for r, w, o in product(range(0, 4 * how.rationales + 1, how.rationales or 1), (1, 2, 3), ("first", "second"))]
     return tuple([v for v in (*first, *rest) if v not in used][:how.views])
 
-# %% ../../nbs/rubrics/02_c2.ipynb #ab58f285
+# %% ../../nbs/rubrics/02_c2.ipynb #42aebbbd
 class Asked(NamedTuple):
     "A margin to read: of a pair, in a view, with a rubric or without."
     pair: Pair
@@ -154,7 +155,7 @@ def read(asked: Sequence[Asked], # what to read
 def _by_order(verdicts: Sequence[Verdict]) -> tuple[float, ...] | Failure: # margins, or the first failure
     return next((v.failure for v in verdicts if v.failure), None) or tuple(v.margin for v in verdicts)
 
-# %% ../../nbs/rubrics/02_c2.ipynb #1822ddc3
+# %% ../../nbs/rubrics/02_c2.ipynb #a7bf6f62
 _NAMES = re.compile(r"\b(?i:responses?|answers?|assistants?|reply|replies|candidates?)\s+(?:[AB]|1|2|one|two)\b|\b(?i:first|second|former|latter)\s+(?i:response|answer|reply|candidate)\b|\b[AB] is better\b")
 _FACT = re.compile(r"(?<![.!?:]\s)(?<!^)\b(?:[A-Z][\w'-]{2,}|\d[\d.,]*\d|\d{2,})", re.M)
 
@@ -173,7 +174,7 @@ def leaks(text: str, # a rubric
     one_sided = facts & (_words(a) ^ _words(b))
     return tuple(name for name, found in (("names", _NAMES.search(_ANALYSIS.sub("", text))), ("quotes", quoted), ("fact", one_sided)) if found)
 
-# %% ../../nbs/rubrics/02_c2.ipynb #43ff300b
+# %% ../../nbs/rubrics/02_c2.ipynb #32f3515b
 class Contrast(Value):
     "What became of a pair: candidates, the two chosen ones, what other views say of them; or why it was dropped."
     pair_id: str
@@ -205,6 +206,7 @@ class Contrast(Value):
         m = self.candidates[i].margin
         return None if m is None or self.margin_base is None else m - self.margin_base
 
+# %% ../../nbs/rubrics/02_c2.ipynb #bdf44c6a
 class _Open:
     "A pair at work."
     def __init__(self, pair: PreferencePair, how: Contrasting) -> None:
@@ -224,7 +226,7 @@ class _Open:
     @property
     def texts(self) -> list[str]: return [self.candidates[i].text for i in self.chosen]
 
-# %% ../../nbs/rubrics/02_c2.ipynb #988610d4
+# %% ../../nbs/rubrics/02_c2.ipynb #49ea501e
 def _read_base(open_pairs: Sequence[_Open], judge: Engine, how: Contrasting) -> None:
     "Margins without a rubric."
     found = iter(read([Asked(o.pair, v, None) for o in open_pairs for v in o.views], judge, how))
@@ -246,7 +248,7 @@ def _read_round(open_pairs: Sequence[_Open], generator: Engine, judge: Engine, r
             o.candidates.append(c.replace(failure=m) if isinstance(m, Failure) else c.replace(margins=m))
         o.chosen = pick([c.margin for c in o.candidates], o.mean)
 
-# %% ../../nbs/rubrics/02_c2.ipynb #e59bcf33
+# %% ../../nbs/rubrics/02_c2.ipynb #a037808a
 def _less(a: Verdict, b: Verdict) -> float | None: return None if a.margin is None or b.margin is None else a.margin - b.margin
 
 def _read_views(open_pairs: Sequence[_Open], judge: Engine, how: Contrasting, second: Engine | None) -> None:
@@ -273,7 +275,7 @@ def _read_leaks(open_pairs: Sequence[_Open], judge: Engine, how: Contrasting) ->
             shifts = [_less(six[k], six[0]), _less(six[3 + k], six[3])]
             o.more[name] = None if None in shifts else sum(shifts) / 2
 
-# %% ../../nbs/rubrics/02_c2.ipynb #a92dcf89
+# %% ../../nbs/rubrics/02_c2.ipynb #afc4df8b
 def _read_null(open_pairs: Sequence[_Open], judge: Engine, how: Contrasting) -> None:
     "The shifts of the first round of the next pair's rubrics, for a share of the pairs."
     ring = list(zip(open_pairs, [*open_pairs[1:], *open_pairs[:1]]))
@@ -304,6 +306,7 @@ def _read_again(whole: Sequence[_Open], judge: Engine, how: Contrasting, second:
     if how.leaks and len(whole) > 1: _read_leaks(whole, judge, how)
     if how.null_share and len(whole) > 1: _read_null(whole, judge, how)
 
+# %% ../../nbs/rubrics/02_c2.ipynb #deea2c08
 def contrast(pairs: Sequence[Pair], # pairs whose better answer is known
              generator: Engine | str, # who writes
              judge: Engine | str, # who judges
@@ -321,7 +324,7 @@ def contrast(pairs: Sequence[Pair], # pairs whose better answer is known
     done, made = iter(at_work), {"generator": g.id, "judge": by.id, "seed": how.seed}
     return Table(Contrast(pair_id=p.id, failure=k, **made) if isinstance(k, Failure) else _outcome(next(done), made) for p, k in zip(pairs, known))
 
-# %% ../../nbs/rubrics/02_c2.ipynb #315fa63d
+# %% ../../nbs/rubrics/02_c2.ipynb #f335f7a1
 def rehearse(pairs: Sequence[Pair], # pairs whose better answer is known
              generator: Engine, # a plan
              judge: Engine, # a plan
@@ -337,7 +340,7 @@ def rehearse(pairs: Sequence[Pair], # pairs whose better answer is known
     for o in at_work: o.candidates, o.chosen = [Candidate(text=t, index=i, margins=o.base) for i, t in enumerate(texts)], (0, how.k - 1)
     _read_again(at_work, judge, how, second)
 
-# %% ../../nbs/rubrics/02_c2.ipynb #5d4fbe1a
+# %% ../../nbs/rubrics/02_c2.ipynb #e0ad0e4d
 def survives(shifts: Sequence[float | None], # in fresh views, nats
              sign: int, # +1 for helpful, -1 for misleading
              least: float = 0.0, # each must exceed this, nats
@@ -346,7 +349,7 @@ def survives(shifts: Sequence[float | None], # in fresh views, nats
     read_ones = [s * sign for s in shifts if s is not None]
     return all(s > least for s in read_ones) if read_ones else None
 
-# %% ../../nbs/rubrics/02_c2.ipynb #fcea94ef
+# %% ../../nbs/rubrics/02_c2.ipynb #9889dd1e
 def _messages(chat: Chat) -> list[dict[str, str]]: return [m.model_dump() for m in chat.messages]
 
 def _of(c: Contrast, i: int, views: Sequence[float | None], leak: float | None) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from ..core.types import Chat, Completion, Criterion, Failure, Item, Rubric, Tab
 from ..engines.engine import Engine
 from ..retrieval.index import Hit, Index, Method, build_index
 
-# %% ../../nbs/rubrics/04_rubricrag.ipynb #c07600b8
+# %% ../../nbs/rubrics/04_rubricrag.ipynb #2778f6f5
 Strategy = Literal["zero_shot", "fixed", "random", "retrieved", "copy", "merge", "criteria", "oracle"]
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
 WITHOUT_MODEL = frozenset({"copy", "merge", "criteria", "oracle"})
@@ -55,6 +55,7 @@ def points_text(criteria: Sequence[Criterion]) -> str: # one line a criterion
     "Criteria with their points, as the writer is asked to write them."
     return "\n".join(f"{n}. {c.text} [{c.weight:+g}]" for n, c in enumerate(criteria, 1))
 
+# %% ../../nbs/rubrics/04_rubricrag.ipynb #84f6ad5c
 def _shortened(lists: list[list[Criterion]], budget: int, fixed: int) -> tuple[list[list[Criterion]], int]:
     "Leave out criteria from the end of the longest until the budget is kept."
     cut, size = 0, lambda: fixed + sum(len(points_text(x)) for x in lists)
@@ -72,7 +73,7 @@ def exemplars_text(neighbors: Sequence[Item], how: Writing) -> tuple[str, int]: 
     parts = [f"<similar_request>\n{q}\n</similar_request>\n<its_rubric>\n{neutralize(points_text(x), _INNER)}\n</its_rubric>" for q, x in zip(requests, lists) if x]
     return "\n\n".join(parts if how.last == "worst" else parts[::-1]), cut
 
-# %% ../../nbs/rubrics/04_rubricrag.ipynb #763919d9
+# %% ../../nbs/rubrics/04_rubricrag.ipynb #e87cd815
 _LINE = re.compile(r"^\s*(?:\d+[.)]|[-*])\s*(.+?)\s*[\[(]\s*([+-]?\d+(?:\.\d+)?)\s*(?:points?)?\s*[\])]\W*$", re.M | re.I)
 
 def read_points(reply: Completion | Failure, # of the writer
@@ -86,7 +87,7 @@ def read_points(reply: Completion | Failure, # of the writer
     if found: return Rubric(criteria=tuple(found[:most]), source="rubricrag", engine=engine or None, seed=seed)
     return Failure(reason="truncated" if reply.finish == "length" else "no_parse", detail="no line that ends with its points in brackets", usage=reply.usage)
 
-# %% ../../nbs/rubrics/04_rubricrag.ipynb #d7ebbd80
+# %% ../../nbs/rubrics/04_rubricrag.ipynb #e74f1ac7
 def _random(index: Index, item: Item, how: Writing, usable: Callable[[Item], bool]) -> list[Item]:
     "Records drawn from the item's id and the seed."
     out, n = [], 0
@@ -110,7 +111,7 @@ def neighbors(items: Sequence[Item], # prompts to write for
     hits: list[list[Hit]] = index.search([as_text(i.prompt) for i in items], how.k, how.method, usable, [i.id for i in items], how.near)
     return [[(h.item, h.score) for h in hs] for hs in hits]
 
-# %% ../../nbs/rubrics/04_rubricrag.ipynb #c9a38512
+# %% ../../nbs/rubrics/04_rubricrag.ipynb #c66fa528
 def merged(lists: Sequence[Sequence[Criterion]], # criteria of each neighbor, nearest first
            encoder: Any, # what turns texts into unit vectors
            how: Writing, # alike, most
@@ -133,7 +134,7 @@ def criteria_index(items: Sequence[Item], folder: Any, encoder: Any = None, only
     rows = (Item(id=f"{i.id}#{n}", prompt=f"{as_text(i.prompt)}\n{c.text}", rubric=Rubric(criteria=(c,)), meta={"of": i.id}) for i in items for n, c in enumerate(tagged(i.rubric, only)))
     return build_index(rows, folder, encoder, progress=False)
 
-# %% ../../nbs/rubrics/04_rubricrag.ipynb #6035d73b
+# %% ../../nbs/rubrics/04_rubricrag.ipynb #fa28fb57
 def rag_chat(item: Item, near: Sequence[Item], how: Writing) -> tuple[Chat, int]: # and how many criteria of exemplars were cut
     "What the writer reads."
     text, cut = exemplars_text(near, how) if near else ("", 0)
