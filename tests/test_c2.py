@@ -9,7 +9,7 @@ from rubriclab.engines.engine import Engine
 from rubriclab.engines.fake import FakeBackend, Skills, World
 from rubriclab.judges.margin import margins, read_margins, verdict_tasks
 from rubriclab.judges.verifier import decide, opinions, verify
-from rubriclab.lab.c2 import contrast_row, labels_of, planted_c2, planted_rubric, shrinkage, view_accuracy
+from rubriclab.lab.c2 import contrast_row, planted_c2, planted_rubric, shrinkage, view_accuracy
 from rubriclab.rubrics.c2 import PAPER, Asked, Contrasting, View, contrast, dpo_row, fresh_views, leaks, pick, read, used_views, verifier_rows
 
 TALK = PreferencePair(id="moon", prompt="Name Saturn's largest moon.", chosen="Titan is the largest.", rejected="Rhea is the largest.")

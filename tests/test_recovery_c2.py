@@ -2,7 +2,6 @@
 
     python tests/test_recovery_c2.py            the full bar: 10,000 pairs at an error of one nat, 2,500 at half a nat
 """
-import sys
 from itertools import islice
 import numpy as np
 import pytest

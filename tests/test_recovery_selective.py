@@ -4,7 +4,6 @@
 """
 import sys
 from concurrent.futures import ProcessPoolExecutor
-import pytest
 from rubriclab.judges.verifier import closed_form, needed_accuracy
 from rubriclab.lab.c2 import SHARES, crossings, planted_known, planted_mix
 

@@ -5,13 +5,12 @@
 # %% auto #0
 __all__ = ['SentenceEncoder', 'encoder']
 
-# %% ../../nbs/engines/09_encoder.ipynb #8f886dc8
+# %% ../../nbs/engines/09_encoder.ipynb #5808bb61
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from ..core.settings import settings
-from ..core.store import key_of
 from .bundled import WHEELS, fetch
 
 if TYPE_CHECKING: import numpy as np

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STRENGTHS', 'Probe', 'save_probe', 'load_probe', 'Data', 'Fit', 'fit_layer', 'folds', 'loss', 'choose',
            'unseen_scores', 'calibration', 'length_data', 'worth', 'fit_data', 'probe_report', 'log_words', 'fit_probe',
-           'answer_chats', 'fit_pair_probe', 'probe_margins']
+           'prompt_groups', 'answer_chats', 'fit_pair_probe', 'probe_margins']
 
 # %% ../../nbs/judges/04_probe.ipynb #8c4bcf4f
 import hashlib, math
@@ -190,7 +190,7 @@ def probe_report(probe: Probe) -> Table: # the probe and the baselines, a row ea
     rows[0]["note"] = "" if r["beats_length"] else "no better than length alone, as far as these labels show"
     return Table(rows)
 
-# %% ../../nbs/judges/04_probe.ipynb #74e44e7c
+# %% ../../nbs/judges/04_probe.ipynb #2a27fb39
 def _layers(e: Engine, layers: Sequence[int] | None) -> list[int]:
     "The layers to choose from: six, from a third of the depth to the last, unless they are given."
     if layers is not None: return list(layers)
@@ -223,13 +223,16 @@ def fit_probe(items: Sequence[Item], # with `gold_labels` on scales of two label
     layers = _layers(e, layers)
     x, good = _states(e, [t.chat for t, _ in known], layers)
     kept = [known[i] for i in good]
-    names = {k: n for n, k in enumerate(dict.fromkeys(_prompt_of(items[t.item]) for t, _ in kept))}
-    d = Data(x, np.array([y for _, y in kept]), np.array([names[_prompt_of(items[t.item])] for t, _ in kept]))
+    d = Data(x, np.array([y for _, y in kept]), prompt_groups([items[t.item] for t, _ in kept]))
     return fit_data(d, [log_words(items[t.item].response) for t, _ in kept], layers, e.name, how.prompt or "grade/criterion", seed)
 
-def _prompt_of(x: Item | Pair) -> str: return str(x.meta.get("prompt_id") or as_text(x.prompt))
+def prompt_groups(records: Sequence[Item | Pair]) -> np.ndarray: # (n,) the same number for records of one prompt
+    "What folds keep together: the prompt of each record, numbered in order of appearance."
+    keys = [str(x.meta.get("prompt_id") or as_text(x.prompt)) for x in records]
+    number = {k: n for n, k in enumerate(dict.fromkeys(keys))}
+    return np.array([number[k] for k in keys])
 
-# %% ../../nbs/judges/04_probe.ipynb #2a5a2721
+# %% ../../nbs/judges/04_probe.ipynb #2e905fd4
 def answer_chats(pairs: Sequence[Pair], # two answers each
                  prompt: str, # a prompt for one answer, `grade/holistic` by default
                 ) -> list[Any]: # the first and the second answer of each pair, beside each other
@@ -254,8 +257,7 @@ def fit_pair_probe(pairs: Sequence[Pair], # with a better answer
     sign = np.array([-1.0 if p.gold == "B" else 1.0 for _, p in kept])
     diff = np.stack([x[row[2 * n]] - x[row[2 * n + 1]] for n, _ in kept]) * sign[:, None, None]
     words = [s * (log_words(p.answers[0]) - log_words(p.answers[1])) for s, (_, p) in zip(sign, kept)]
-    names = {k: i for i, k in enumerate(dict.fromkeys(_prompt_of(p) for _, p in kept))}
-    d = Data(diff, np.ones(len(kept)), np.array([names[_prompt_of(p)] for _, p in kept]), paired=True)
+    d = Data(diff, np.ones(len(kept)), prompt_groups([p for _, p in kept]), paired=True)
     return fit_data(d, words, layers, e.name, prompt, seed)
 
 # %% ../../nbs/judges/04_probe.ipynb #1fdf9c0c

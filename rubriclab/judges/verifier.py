@@ -6,18 +6,18 @@
 __all__ = ['Readout', 'LABELS', 'Policy', 'FEATURES', 'Opinion', 'read_label', 'well_formed', 'opinions', 'decide', 'verify',
            'closed_form', 'needed_accuracy', 'label_features', 'unseen_labels', 'fit_label_probe', 'label_table']
 
-# %% ../../nbs/judges/05_verifier.ipynb #d7c69e55
+# %% ../../nbs/judges/05_verifier.ipynb #f3ab1c5c
 import math, re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 import numpy as np
 from ..core import stats
-from ..core.prompts import read_verdict, template
-from ..core.types import TOLERANCE, Completion, Failure, Judgment, Order, Pair, Rubric, Scores, Table, Usage, Value, Verdict, as_text
+from ..core.prompts import template
+from ..core.types import TOLERANCE, Completion, Failure, Order, Pair, Rubric, Scores, Table, Usage, Value, Verdict
 from ..engines.engine import Engine, engine
-from .margin import Orders, Task, by_pair, named, read_margins, shown_orders, verdict_chat
-from .pairwise import no_verdict, text_of
-from .probe import Data, Probe, choose, fit_data, unseen_scores
+from .margin import Orders, Task, by_pair, read_margins, shown_orders, verdict_chat
+from .pairwise import no_verdict, text_of, vote_of
+from .probe import Data, Probe, choose, fit_data, prompt_groups, unseen_scores
 
 # %% ../../nbs/judges/05_verifier.ipynb #0742a352
 Readout = Literal["generate", "logprob"]
@@ -52,14 +52,12 @@ def well_formed(reply: str) -> bool:
     m = re.fullmatch(r"\s*<analyze>(.+?)</analyze>\s*<rubric>\s*(?:helpful|misleading)\s*</rubric>\s*<answer>\s*[AB]\s*</answer>\s*", reply, re.S | re.I)
     return bool(m and m[1].strip() and not re.search(r"</?(?:analyze|rubric|answer)>", m[1], re.I))
 
-# %% ../../nbs/judges/05_verifier.ipynb #b6db5b6e
+# %% ../../nbs/judges/05_verifier.ipynb #891a97fe
 def _written(task: Task, reply: Completion | Failure, e: Engine) -> Verdict:
     "The answer in one reply."
-    pair, order, t, _ = task
-    letter = read_verdict(t, text_of(reply))
-    common = dict(pair_id=pair.id, shown_first=order, readout="generate", engine=e.name, rationale=text_of(reply), usage=reply.usage)
-    if letter is None: return Verdict(failure=no_verdict([reply], reply.usage), **common)
-    return Verdict(winner=named(pair, order, "AB".index(letter.upper())), **common)
+    winner = vote_of(task, reply)
+    common = dict(pair_id=task[0].id, shown_first=task[1], readout="generate", engine=e.name, rationale=text_of(reply), usage=reply.usage)
+    return Verdict(failure=no_verdict([reply], reply.usage), **common) if winner is None else Verdict(winner=winner, **common)
 
 def _alone(tasks: Sequence[Task], e: Engine, readout: Readout, max_tokens: int) -> list[Verdict]:
     "Verdicts without a rubric."
@@ -167,7 +165,7 @@ def needed_accuracy(g: float, # share of helpful rubrics
     gain, loss = g * (helpful - none), (1 - g) * (none - misleading)
     return max(gain, loss) / (gain + loss) if gain > 0 and loss > 0 else math.nan
 
-# %% ../../nbs/judges/05_verifier.ipynb #9ecdc5b4
+# %% ../../nbs/judges/05_verifier.ipynb #72396435
 FEATURES = ("own margin (size)", "shift toward own verdict", "agrees", "label margin", "log words", "lines", "overlap with the preferred", "overlap with the other")
 
 def _overlap(rubric: str, answer: str) -> float:
@@ -185,23 +183,18 @@ def label_features(pair: Pair, # the pair
     return [abs(o.alone.margin), own * (o.followed.margin - o.alone.margin), float(o.followed.winner == o.alone.winner), o.label_margin or 0.0,
             math.log1p(len(text.split())), float(text.count("\n") + 1), _overlap(text, first), _overlap(text, second)]
 
-def _groups(pairs: Sequence[Pair]) -> np.ndarray:
-    names = [str(p.meta.get("prompt_id") or as_text(p.prompt)) for p in pairs]
-    number = {n: i for i, n in enumerate(dict.fromkeys(names))}
-    return np.array([number[n] for n in names])
-
 def unseen_labels(x: np.ndarray, # (n, features)
                   helpful: Sequence[bool], # what is true
                   pairs: Sequence[Pair], # which pair each row is of: prompts are never on both sides
                   seed: int = 0, # of the folds
-                 ) -> np.ndarray: # (n,) log-odds of helpful, each by a model that has not seen its prompt; NaN where features are missing
+                 ) -> list[float | None]: # log-odds of helpful, each by a model that has not seen its prompt; None where features are missing
     "Cross-validated logistic regression."
     out, known = np.full(len(x), np.nan), ~np.isnan(x).any(1)
-    d = Data(x[known][:, None, :], np.array(helpful, float)[known], _groups(pairs)[known])
+    d = Data(x[known][:, None, :], np.array(helpful, float)[known], prompt_groups(pairs)[known])
     out[known] = unseen_scores(d, lambda part: choose(part, 3, seed), 5, seed)
-    return out
+    return [None if math.isnan(v) else float(v) for v in out]
 
-# %% ../../nbs/judges/05_verifier.ipynb #404cf57a
+# %% ../../nbs/judges/05_verifier.ipynb #64b73266
 def fit_label_probe(pairs: Sequence[Pair], # pairs
                     rubrics: Sequence[Rubric | str], # one a pair
                     helpful: Sequence[bool], # what is true of each rubric
@@ -216,10 +209,10 @@ def fit_label_probe(pairs: Sequence[Pair], # pairs
     states = e.features(chats, layers)
     good = [i for i, s in enumerate(states) if not isinstance(s, Failure)]
     if not good: raise ValueError(f"no hidden states: {states[0].detail}" if states else "nothing to fit on")
-    d = Data(np.stack([states[i] for i in good]), np.array([float(helpful[i]) for i in good]), _groups(pairs)[good])
+    d = Data(np.stack([states[i] for i in good]), np.array([float(helpful[i]) for i in good]), prompt_groups(pairs)[good])
     return fit_data(d, [math.log1p(len(str(rubrics[i]).split())) for i in good], layers, e.name, "c2/verify", seed)
 
-# %% ../../nbs/judges/05_verifier.ipynb #a6a4819c
+# %% ../../nbs/judges/05_verifier.ipynb #fab20d1e
 def _rates(said: Sequence[float | None], truth: Sequence[bool], clusters: Sequence[Any], seed: int) -> dict[str, Any]:
     "Accuracy of scores above 0 (half for 0, wrong where there is none), with its interval, and AUROC."
     right = [0.0 if s is None else 0.5 if s == 0 else float((s > 0) == t) for s, t in zip(said, truth)]
@@ -236,15 +229,14 @@ def label_table(pairs: Sequence[Pair], # which pair each rubric is of
                 seed: int = 0, # of resampling and folds
                ) -> Table: # one row a readout, rivals first
     "Readouts of the label beside their trivial rivals: accuracy with 95% intervals clustered by prompt, and AUROC."
-    groups, truth = list(_groups(pairs)), list(map(bool, helpful))
+    groups, truth = list(prompt_groups(pairs)), list(map(bool, helpful))
     top = sum(truth) * 2 >= len(truth)
     lengths = np.array([[math.log1p(len(str(r).split()))] for r in rubrics])
     rivals: dict[str, Sequence[float | None]] = {"majority label": [1.0 if top else -1.0] * len(truth)}
-    if len(set(truth)) > 1 and len(set(groups)) > 1: rivals["length of the rubric"] = _or_none(unseen_labels(lengths, truth, pairs, seed))
+    if len(set(truth)) > 1 and len(set(groups)) > 1: rivals["length of the rubric"] = unseen_labels(lengths, truth, pairs, seed)
     if seen is not None: rivals["agrees with the verdict without it"] = [_agrees(o) for o in seen]
     return Table({"readout": name, "rival": name in rivals, **_rates(s, truth, groups, seed)} for name, s in {**rivals, **found}.items())
 
-def _or_none(x: np.ndarray) -> list[float | None]: return [None if math.isnan(v) else float(v) for v in x]
 def _agrees(o: Opinion) -> float | None:
     if o.alone is None or o.alone.failure or o.followed.failure: return None
     return 1.0 if o.followed.winner == o.alone.winner else -1.0

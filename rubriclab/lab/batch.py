@@ -260,7 +260,7 @@ class _Exports:
             f.close()
             if error[0] is None: os.replace(f.name, self.paths[n])
 
-# %% ../../nbs/lab/02_batch.ipynb #c6dd7b92
+# %% ../../nbs/lab/02_batch.ipynb #ca12be22
 def c2_file(source: str | Path, # pairs with a better answer
             out: str | Path, # a folder
             generator: Engine, # who writes rubrics
@@ -271,17 +271,17 @@ def c2_file(source: str | Path, # pairs with a better answer
             keep_going: bool = False, # leave bad records out
            ) -> Batch: # counts
     "`rubriclab c2`: a helpful and a misleading rubric for every pair of a file."
-    out, exports = Path(out), None
-    def step(pairs: list[Pair]) -> list[dict[str, Any]]:
-        found = contrast(pairs, generator, by, how, second)
-        rows = [contrast_row(p, c, how.survive_by) for p, c in zip(pairs, found)]
-        good = [not survivors or all(r.get(f"{label}_survives") for label in ("helpful", "misleading")) for r in rows]
-        exports.add("dpo", filter(None, (dpo_row(p, c, how) for p, c, g in zip(pairs, found, good) if g)))
-        exports.add("verifier", (x for p, c, g in zip(pairs, found, good) for x in verifier_rows(p, c, how) if g or x["rubric_label"] is None))
-        return rows
+    out = Path(out)
     engines = {"generator": generator, "judge": by} | ({"second judge": second} if second else {})
     settings = {"command": "c2", "how": json.loads(how.to_json()), "survivors": survivors, **{r: e.id for r, e in engines.items()}}
     with _Exports(out, ("dpo", "verifier")) as exports:
+        def step(pairs: list[Pair]) -> list[dict[str, Any]]:
+            found = contrast(pairs, generator, by, how, second)
+            rows = [contrast_row(p, c, how.survive_by) for p, c in zip(pairs, found)]
+            good = [not survivors or all(r.get(f"{label}_survives") for label in ("helpful", "misleading")) for r in rows]
+            exports.add("dpo", filter(None, (dpo_row(p, c, how) for p, c, g in zip(pairs, found, good) if g)))
+            exports.add("verifier", (x for p, c, g in zip(pairs, found, good) for x in verifier_rows(p, c, how) if g or x["rubric_label"] is None))
+            return rows
         done = stream(source, out / "pairs.jsonl", step, settings, engines, keep_going, lambda path: records_at(path, _pair), block=64)
     rows = [r for _, r in read_rows(out / "pairs.jsonl")]
     (out / "report.md").write_text(c2_text(summarize_c2(rows, how.seed)) + f"\n\n{exports.rows['dpo']:,} rows in dpo.jsonl, {exports.rows['verifier']:,} in verifier.jsonl.\n", encoding="utf-8")

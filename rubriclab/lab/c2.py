@@ -366,7 +366,7 @@ def study(pairs: Sequence[Pair], # whose better answer is known
     seen = {k: opinions(some, judge, t, readout, max_tokens=max_tokens, seed=how.seed) if some else [] for k, t in texts.items()}
     return Study([contrast_row(p, c, how.survive_by) for p, c in zip(pairs, found)], some, texts, seen)
 
-# %% ../../nbs/lab/07_c2.ipynb #12c704dc
+# %% ../../nbs/lab/07_c2.ipynb #d63e1b00
 def study_items(data: str, s: Study) -> list[dict[str, Any]]: # rows for `items.jsonl`
     "Everything that the report is made from."
     said = [{"kind": "opinion", "data": data, "rubric": k, "pair": p.id, "prompt": prompt_of(p), **o.model_dump(mode="json", exclude={"pair_id"}, exclude_defaults=True)}
@@ -383,7 +383,7 @@ def label_rows(s: Study, # with the verdicts without a rubric
     written = lambda o: o.label_margin if o.label_margin is not None else None if o.label is None else 1.0 if o.label == "helpful" else -1.0
     found: dict[str, Any] = {"verifier": [written(o) for o in seen]}
     x = np.array([label_features(p, t, o) for p, t, o in zip(pairs, texts, seen)])
-    if not np.isnan(x).any(1).all(): found["plain features"] = [None if np.isnan(v) else float(v) for v in unseen_labels(x, truth, pairs, seed)]
+    if not np.isnan(x).any(1).all(): found["plain features"] = unseen_labels(x, truth, pairs, seed)
     table = label_table(pairs, texts, truth, found, seen, seed)
     if engine is None or getattr(engine.backend, "depth", None) is None: return table
     d = engine.backend.depth

@@ -6,9 +6,10 @@
 __all__ = ['Strategy', 'STRATEGIES', 'WITHOUT_MODEL', 'Near', 'Writing', 'Written', 'tagged', 'points_text', 'exemplars_text',
            'read_points', 'neighbors', 'merged', 'criteria_index', 'rag_chat', 'write_from_neighbors']
 
-# %% ../../nbs/rubrics/04_rubricrag.ipynb #feb24058
+# %% ../../nbs/rubrics/04_rubricrag.ipynb #8d4196df
 import hashlib, re
 from collections.abc import Callable, Sequence
+from itertools import islice
 from typing import Any, Literal, get_args
 import numpy as np
 from pydantic import Field
@@ -87,7 +88,7 @@ def read_points(reply: Completion | Failure, # of the writer
     if found: return Rubric(criteria=tuple(found[:most]), source="rubricrag", engine=engine or None, seed=seed)
     return Failure(reason="truncated" if reply.finish == "length" else "no_parse", detail="no line that ends with its points in brackets", usage=reply.usage)
 
-# %% ../../nbs/rubrics/04_rubricrag.ipynb #e74f1ac7
+# %% ../../nbs/rubrics/04_rubricrag.ipynb #ca5ac86f
 def _random(index: Index, item: Item, how: Writing, usable: Callable[[Item], bool]) -> list[Item]:
     "Records drawn from the item's id and the seed."
     out, n = [], 0
@@ -105,7 +106,7 @@ def neighbors(items: Sequence[Item], # prompts to write for
     "The records whose rubrics a strategy uses; never the item's own."
     usable = lambda r: bool(tagged(r.rubric, how.only))
     if strategy == "fixed":
-        first = [r for p in range(len(index)) if usable(r := index.record(p))][:how.k + 1] if len(index) <= 10_000 else [r for p in range(100) if usable(r := index.record(p))][:how.k + 1]
+        first = list(islice((r for p in range(len(index)) if usable(r := index.record(p))), how.k + 1))
         return [[(r, 0.0) for r in first if r.id != i.id][:how.k] for i in items]
     if strategy == "random": return [[(r, 0.0) for r in _random(index, i, how, usable)] for i in items]
     hits: list[list[Hit]] = index.search([as_text(i.prompt) for i in items], how.k, how.method, usable, [i.id for i in items], how.near)

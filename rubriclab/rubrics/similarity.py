@@ -6,15 +6,14 @@
 __all__ = ['Likeness', 'Texts', 'Matching', 'Encodes', 'by_words', 'by_meaning', 'by_model', 'Match', 'match', 'compare_rubrics',
            'validate_matcher']
 
-# %% ../../nbs/rubrics/03_similarity.ipynb #4d1e3a7f
-import re
-from collections.abc import Mapping, Sequence
+# %% ../../nbs/rubrics/03_similarity.ipynb #dfc10d7e
+from collections.abc import Sequence
 from typing import Any, Literal, Protocol
 import numpy as np
 from pydantic import Field
 from ..core import stats
 from ..core.prompts import fill, template
-from ..core.types import Failure, Rubric, Table, Value
+from ..core.types import Failure, Rubric, Value
 from ..engines.engine import Engine
 
 # %% ../../nbs/rubrics/03_similarity.ipynb #365de7a1
