@@ -285,7 +285,7 @@ def margin(self: Mind, pair: Shown, # prompt, pair, and the letter shown first
 
 Mind.own, Mind._fixed, Mind.margin = own_margin, _fixed, margin
 
-# %% ../../nbs/engines/01_fake.ipynb #aaef4c6c
+# %% ../../nbs/engines/01_fake.ipynb #0c24ebcc
 HOW = ("", "clearly ", "plainly ", "fully ", "visibly ", "duly ", "really ", "simply ", "truly ", "surely ")
 WHERE = ("", " throughout", " from the start", " in every part", " with care", " in substance", " at some point", " on the whole",
          " to the end", " in plain view")
@@ -305,17 +305,21 @@ def copied(self: Mind, seen: Seen, key: str) -> dict[str, int]: # +1 meets, -1 a
 
 def write_rubric(self: Mind, seen: Seen, # what it was asked
                  key: str, # the random stream
-                ) -> str: # numbered text, tags at the end of the lines
+                 points: bool = False, # end lines with points, 5 for a weight of 1, and not with tags
+                ) -> str: # numbered text
     "A rubric."
     own, taken = self.named(seen, key), self.copied(seen, key)
     chance = units(f"{self.skills.reader}|spurious|{key}", 4)
     made_up = [f"s{seen.prompt}.{j}" for j, u in enumerate(chance) if u < self.skills.spurious / 4]
     tones = [(HOW[int(a * 10)], WHERE[int(b * 10)]) for a, b in zip(*(iter(units(f"tone|{key}", 2 * (len(own) + 5))),) * 2)]
-    lines = [self.world.statement(sign, n) for n, sign in taken.items()]
+    lines = [(n, self.world.statement(sign, n)) for n, sign in taken.items()]
     fresh = {**own, **dict.fromkeys(made_up, 1)}
-    lines += [self.world.statement(sign, n, *t) for (n, sign), t in zip(fresh.items(), tones) if n not in taken]
+    lines += [(n, self.world.statement(sign, n, *t)) for (n, sign), t in zip(fresh.items(), tones) if n not in taken]
     how, where = tones[-1]
-    return str(Rubric(criteria=tuple(lines) or (Criterion(text=f"The response {how}answers the request{where}", kind="principle"),)))
+    lines = lines or [("", Criterion(text=f"The response {how}answers the request{where}", kind="principle"))]
+    if not points: return str(Rubric(criteria=tuple(c for _, c in lines)))
+    needs, plain = self.needs(seen.prompt), Need(1.0, 1)
+    return "\n".join(f"{i}. {c.text} [{round(5 * needs.get(n, plain).weight):+d}]" for i, (n, c) in enumerate(lines, 1))
 
 Mind.named, Mind.copied, Mind.write_rubric = named, copied, write_rubric
 
@@ -463,7 +467,7 @@ def grades_text(mind: Mind, text: str, seen: Seen, as_json: bool = False) -> str
     if "`Label:`" in text: return f"{found[-1][0]}.\nLabel: {found[-1][1]}"
     return "\n".join(f"{i}. {why}: {label}" for i, (why, label) in enumerate(found, 1))
 
-# %% ../../nbs/engines/01_fake.ipynb #55713fd1
+# %% ../../nbs/engines/01_fake.ipynb #ae3546ae
 class FakeBackend:
     "The planted engine: text in, text out."
     json_schema = False # it can, for graders, but is asked for lines like most small models
@@ -471,7 +475,7 @@ class FakeBackend:
                  skills: Skills = Skills(), # what it can do
                 ) -> None:
         self.world, self.skills, self.mind, self.name = world, skills, Mind(world, skills), "fake"
-        self.identity: dict[str, JsonValue] = {"fake": 4, "world": world.model_dump(mode="json"), "skills": skills.model_dump(mode="json")}
+        self.identity: dict[str, JsonValue] = {"fake": 5, "world": world.model_dump(mode="json"), "skills": skills.model_dump(mode="json")}
 
     def reply(self, r: Request) -> str | Failure:
         "All that the engine would write."
@@ -482,7 +486,7 @@ class FakeBackend:
         if r.response_schema is not None and task != "grade":
             return Failure(reason="unsupported", detail="the fake engine writes JSON for graders only; leave out the schema")
         key = str(r.stream) if r.temperature else r.chat.text
-        if task == "write": return self.mind.write_rubric(seen, key).removeprefix(r.chat.prefill)
+        if task == "write": return self.mind.write_rubric(seen, key, "points in brackets" in text).removeprefix(r.chat.prefill)
         if task == "grade":
             if self.skills.invalid and unit(f"invalid|{key}") < self.skills.invalid: return "This could be seen either way."
             return grades_text(self.mind, text, seen, r.response_schema is not None)
