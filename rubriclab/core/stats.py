@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['FailedAs', 'Binning', 'Measure', 'counted', 'accuracy', 'consistency', 'kappa', 'macro_f1', 'spearman', 'pearson',
-           'kendall', 'auroc', 'brier', 'Bin', 'calibration_curve', 'ece', 'Interval', 'cluster_bootstrap', 'clustered',
-           'order_gap', 'Mixture', 'deconvolve', 'Test', 'paired_permutation', 'mcnemar', 'holm', 'sample_size',
-           'power', 'detectable_gap', 'Comparison', 'compare', 'orderings']
+           'kendall', 'auroc', 'brier', 'Bin', 'calibration_curve', 'ece', 'Interval', 'cluster_bootstrap',
+           'spearman_of_weights', 'clustered', 'order_gap', 'Mixture', 'deconvolve', 'Test', 'paired_permutation',
+           'mcnemar', 'holm', 'sample_size', 'power', 'detectable_gap', 'Comparison', 'compare', 'orderings']
 
 # %% ../../nbs/core/04_stats.ipynb #aa60faf2
 import math
@@ -380,7 +380,7 @@ def cluster_bootstrap(values: Sequence[Any], # a number an item (a row of values
     else: samples = _resampled_statistic(statistic, x, codes, n, rng)
     return Interval(estimate=float(estimate), **_limits(samples, level), **counts)
 
-# %% ../../nbs/core/04_stats.ipynb #065bd834
+# %% ../../nbs/core/04_stats.ipynb #3f5bace3
 def _pearson_sums(first: Sequence[float | None], second: Sequence[float | None]) -> _Sums:
     x, y, kept = _paired(first=first, second=second)
     x, y = (v - v.mean() if len(v) else v for v in (x, y)) # sums of squares of large numbers would lose digits
@@ -391,7 +391,7 @@ def _pearson_sums(first: Sequence[float | None], second: Sequence[float | None])
             return np.where(spread > 1e-24 * x.var() * y.var() * n * n, (sxy - sx * sy / n) / np.sqrt(np.abs(spread)), np.nan)
     return _Sums(kept, lambda codes, k: np.stack([np.bincount(codes, w, k) for w in (np.ones_like(x), x, y, x * x, y * y, x * y)], 1), value)
 
-def _spearman_value(first: np.ndarray, second: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+def spearman_of_weights(first: np.ndarray, second: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
     "Spearman's correlation as a function of the weights of items, (rows, items) to (rows,)."
     columns = [np.unique(x, return_inverse=True) for x in (first, second)]
     def value(w: np.ndarray) -> np.ndarray:
@@ -406,7 +406,7 @@ def _spearman_value(first: np.ndarray, second: np.ndarray) -> Callable[[np.ndarr
 def _by_weight(measure: Callable[..., Measure], columns: Sequence[Any]) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]:
     "Which items count, and the measure as a function of their weights."
     x, y, kept = _outcomes(*columns) if measure is auroc else _paired(first=columns[0], second=columns[1])
-    return kept, (_auroc_value if measure is auroc else _spearman_value)(x, y)
+    return kept, (_auroc_value if measure is auroc else spearman_of_weights)(x, y)
 
 # %% ../../nbs/core/04_stats.ipynb #04da7d85
 _ITEMS = {accuracy: counted, brier: _squared_errors} # means over items
