@@ -7,7 +7,7 @@ __all__ = ['Read', 'Step', 'as_preferences', 'preferences_row', 'read_preference
            'crg_file', 'judgment_line', 'judge_file', 'Panel', 'gradable', 'backwards', 'grade_file', 'c2_file',
            'c2_plan', 'verify_file']
 
-# %% ../../nbs/lab/02_batch.ipynb #23b4c4da
+# %% ../../nbs/lab/02_batch.ipynb #6442591f
 import json, os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import count, islice
@@ -23,7 +23,7 @@ from ..judges.pointwise import Grading, Rule, Ties, Unfit, check_item, grade, gr
 from ..judges.verifier import Policy, decide, opinions
 from .c2 import c2_text, contrast_row, summarize_c2
 from .grades import grade_rows
-from .record import strict, write_json
+from .record import reason_of, strict, write_json
 from ..rubrics.c2 import Contrasting, contrast, dpo_row, rehearse, verifier_rows
 from ..rubrics.consistency import Kept, filtered_rubrics
 from ..rubrics.crg import Preferences, Mode, write_rubrics
@@ -121,8 +121,8 @@ def stream(source: str | Path, # records
     os.replace(partial, out)
     return Batch(out=out, read=good, skipped=items.skipped, failed=sum(reasons.values()), reasons=reasons, tallies={r: e.tally for r, e in engines.items()})
 
-# %% ../../nbs/lab/02_batch.ipynb #93d60ed0
-def _failed(f: Failure | None) -> dict[str, Any]: return {} if f is None else {"failure": {"reason": f.reason, "detail": f.detail}}
+# %% ../../nbs/lab/02_batch.ipynb #99a1f4ea
+def _failed(f: Failure | None) -> dict[str, Any]: return {} if f is None else {"failure": reason_of(f)}
 
 def rubric_line(item: Preferences, kept: Kept) -> dict[str, Any]:
     "A record with its rubric, or with the reason why there is none."

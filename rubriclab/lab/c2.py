@@ -10,13 +10,13 @@ __all__ = ['SIGNS', 'WORTH', 'POLICIES', 'SHARES', 'Opinions', 'PLANTED', 'CLAIM
            'Study', 'study', 'study_items', 'label_rows', 'study_arms', 'summarize_c2', 'c2_text', 'plot_shifts',
            'plot_survival', 'plot_views', 'plot_mixes', 'plot_labels', 'plot_crossing']
 
-# %% ../../nbs/lab/07_c2.ipynb #2d06da22
+# %% ../../nbs/lab/07_c2.ipynb #369bc74e
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from ..core import stats
-from ..core.types import Failure, Judgment, Pair, Table
+from ..core.types import Judgment, Pair, Table
 from ..data.records import row_of
 from ..engines.engine import Engine
 from ..engines.fake import FakeBackend, Skills, World, see, unit
@@ -24,19 +24,19 @@ from ..engines.plan import PlanBackend
 from ..judges.pairwise import correct
 from ..judges.verifier import (Opinion, Policy, Readout, closed_form, decide, fit_label_probe, label_features, label_table, needed_accuracy, opinions,
                                        unseen_labels)
+from .record import reason_of
 from .report import _axes, _close, number, prompt_of
 from ..rubrics.c2 import Contrast, Contrasting, contrast, leaks, rehearse, survives
 
 if TYPE_CHECKING: from matplotlib.figure import Figure
 
-# %% ../../nbs/lab/07_c2.ipynb #6198ec22
+# %% ../../nbs/lab/07_c2.ipynb #cb4a04dd
 SIGNS = {"helpful": 1, "misleading": -1}
 
-def _failure(f: Failure) -> dict[str, str]: return {"reason": f.reason, "detail": f.detail}
 
 def _candidate(c: Contrast, i: int) -> dict[str, Any]:
     x = c.candidates[i]
-    found = {"failure": _failure(x.failure)} if x.failure else {"margin": x.margin, "margins": list(x.margins)}
+    found = {"failure": reason_of(x.failure)} if x.failure else {"margin": x.margin, "margins": list(x.margins)}
     return {"text": x.text, "round": x.round, "index": x.index, **found}
 
 def contrast_row(pair: Pair, # the pair
@@ -46,7 +46,7 @@ def contrast_row(pair: Pair, # the pair
     "A pair with `margin_base`, `candidates` (each with its `margin` or its `failure`), the two chosen ones, and what other views say of them."
     row = {k: v for k, v in row_of(pair).items() if k != "failure"}
     row |= {"prompt_id": prompt_of(pair), "generator": c.generator, "judge": c.judge, "seed": c.seed, "orders": list(c.orders), "margin_base": c.margin_base, "margins_base": list(c.base), "rounds": c.rounds, "candidates": [_candidate(c, i) for i in range(len(c.candidates))]}
-    if c.failure: return {**row, "helpful": None, "misleading": None, "failure": _failure(c.failure)}
+    if c.failure: return {**row, "helpful": None, "misleading": None, "failure": reason_of(c.failure)}
     row |= {"helpful": c.helpful, "misleading": c.misleading, "views": [v.model_dump(exclude_defaults=True) for v in c.views], "base_views": list(c.base_views)}
     for label, sign in SIGNS.items():
         views = getattr(c, f"{label}_views")

@@ -7,7 +7,7 @@ __all__ = ['Entry', 'TITLES', 'grade_row', 'grade_rows', 'Cell', 'place', 'cells
            'accuracy_of', 'summarize_grades', 'grades_text', 'by_criterion', 'plot_heatmap', 'plot_weights',
            'plot_calibration', 'plot_readouts']
 
-# %% ../../nbs/lab/06_grades.ipynb #47611b76
+# %% ../../nbs/lab/06_grades.ipynb #c869a73b
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,16 +16,15 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from ..core import stats
-from ..core.types import SCALES, Failure, Grade, Item, Message, Rubric, Scale, Table, read_label
+from ..core.types import SCALES, Grade, Item, Message, Rubric, Scale, Table, read_label
 from ..data.items import item_row
 from ..data.records import prompt_key
+from .record import reason_of
 from .report import _axes, _close, number
 
 if TYPE_CHECKING: from matplotlib.figure import Figure
 
-# %% ../../nbs/lab/06_grades.ipynb #cca2ce9e
-def _failure(f: Failure) -> dict[str, Any]: return {"reason": f.reason, "detail": f.detail}
-
+# %% ../../nbs/lab/06_grades.ipynb #0d010de5
 def _named_scales(item: Item, grade: Grade) -> tuple[list[str], list[dict[str, Any]]]: # a name a criterion, and the scales
     "The scales of a grade under names that differ: several lists of tiers may all be called `tiers`."
     given, names = {s.name: s for s in grade.scales}, {}
@@ -45,8 +44,8 @@ def grade_row(item: Item, # what was graded
     if grade.item_id != item.id: raise ValueError(f"item {item.id} has the grade of {grade.item_id}; give items and grades in one order")
     found, row = grade.labels, {k: v for k, v in item_row(item).items() if k not in _RESULTS}
     names, scales = _named_scales(item, grade)
-    failures = [{"criterion": x.criterion, **_failure(x.failure)} for x in found if x.failure]
-    if grade.failure and not failures: failures = [{"criterion": None, **_failure(grade.failure)}]
+    failures = [{"criterion": x.criterion, **reason_of(x.failure)} for x in found if x.failure]
+    if grade.failure and not failures: failures = [{"criterion": None, **reason_of(grade.failure)}]
     row |= {"labels": [x.label for x in found], "p": [x.prob for x in found], "values": [x.value for x in found], "score": grade.score,
             "expected_score": grade.expected_score, "failures": failures, "scales": scales, "criterion_scales": names,
             "words": len((item.response or "").split()), "parts": dict(grade.parts), "readout": grade.readout, "engine": grade.engine}
@@ -55,7 +54,7 @@ def grade_row(item: Item, # what was graded
     if again is not None: row["labels_again"] = [x.label for x in again.labels]
     if any(x.rationale for x in found): row["rationales"] = [x.rationale for x in found]
     if any(x.disagreement is not None for x in found): row["disagreement"] = [x.disagreement for x in found]
-    return row | ({"failure": _failure(grade.failure)} if grade.failure else {})
+    return row | ({"failure": reason_of(grade.failure)} if grade.failure else {})
 
 # %% ../../nbs/lab/06_grades.ipynb #6d531f51
 def grade_rows(items: Sequence[Item], # what was graded

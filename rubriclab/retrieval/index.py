@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Method', 'Encoder', 'needed', 'build_index', 'Hit', 'Hits', 'Index', 'record', 'place_of', 'nearest', 'by_words',
-           'Found', 'vector', 'search', 'change']
+           'Found', 'vector', 'search', 'having', 'change']
 
 # %% ../../nbs/retrieval/00_index.ipynb #0024480c
 import json, os, shutil, sys, uuid
@@ -318,7 +318,19 @@ def _fill(self: Index, text: str, vector: np.ndarray | None, k: int, method: Met
 
 Index.search = search
 
-# %% ../../nbs/retrieval/00_index.ipynb #d1accca1
+# %% ../../nbs/retrieval/00_index.ipynb #0f4e4c6e
+def having(source: str | None = None, # of the record
+           tag: str | None = None, # of one of its criteria
+           **fields: str, # of its `meta`, such as domain="Mathematics"; a list matches where it holds the value
+          ) -> Callable[[Item], bool]: # for `where`
+    "Records with these properties."
+    def matches(value: Any, wanted: str) -> bool: return wanted in map(str, value) if isinstance(value, (list, tuple)) else str(value) == wanted
+    def allowed(i: Item) -> bool:
+        tagged = tag is None or any(tag in c.tags for c in (i.rubric.criteria if i.rubric else ()))
+        return tagged and (source is None or i.source == source) and all(matches(i.meta.get(k), v) for k, v in fields.items())
+    return allowed
+
+# %% ../../nbs/retrieval/00_index.ipynb #70a6d121
 def _known_vectors(self: Index, places: Iterable[int], new: np.ndarray | None) -> Iterator[np.ndarray]:
     for p in places: yield self.vector(p)
     if new is not None: yield from new
