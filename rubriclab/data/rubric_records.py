@@ -42,7 +42,7 @@ def as_record(row: Mapping[str, Any], # one line
     if item.rubric is None: raise RecordError(where, "rubric", "is missing", "write the criteria of the prompt, or leave the record out")
     return item
 
-# %% ../../nbs/data/05_rubric_records.ipynb #e325d33c
+# %% ../../nbs/data/05_rubric_records.ipynb #7ffd1c33
 def _files(source: Path) -> list[Path]:
     found = sorted(p for p in source.iterdir() if p.suffix in SUFFIXES and not p.name.startswith("."))
     if not found: raise FileNotFoundError(f"no file of records in {source.name!r}; it wants {', '.join(SUFFIXES)}")
@@ -63,7 +63,7 @@ def _of_source(source: str, data_dir: str | None) -> Iterator[Item]:
             for item in _of_file(f, path.name): yield item.replace(id=f"{f.stem}/{item.id}")
     elif path.is_file() or source.startswith("hf:"): yield from _of_file(source if source.startswith("hf:") else path, path.stem)
     elif "/" in source or path.suffix: raise FileNotFoundError(f"{source!r} is neither a file nor a folder")
-    else: raise near_name(source, RUBRIC_SETS, "set with rubrics")
+    else: raise ValueError(f"{near_name(source, RUBRIC_SETS, 'set with rubrics')}; or give a file or a folder")
 
 def rubric_records(source: str, # a public set's name, a folder, a file, or `hf:owner/name?split=train`
                    data_dir: str | None = None, # where public sets lie

@@ -15,7 +15,7 @@ from .bundled import WHEELS, fetch
 
 if TYPE_CHECKING: import numpy as np
 
-# %% ../../nbs/engines/09_encoder.ipynb #26425882
+# %% ../../nbs/engines/09_encoder.ipynb #3c62a49f
 class SentenceEncoder:
     "A sentence-transformers model: unit vectors, and a fingerprint that changes with them."
     def __init__(self, name: str, # for people
@@ -25,7 +25,9 @@ class SentenceEncoder:
                 ) -> None:
         try: from sentence_transformers import SentenceTransformer
         except ImportError as e: raise ImportError('sentence encoders need sentence-transformers: pip install "rubriclab[rag]"') from e
-        self.net, self.name, self.revision, self.batch = SentenceTransformer(folder, revision=revision), name, revision, batch
+        from rubriclab.engines.hf import no_bars
+        with no_bars(): self.net = SentenceTransformer(folder, revision=revision)
+        self.name, self.revision, self.batch = name, revision, batch
         self.dim = self.net.get_embedding_dimension()
         self.fingerprint = _fingerprint(self.net)
 

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['Read', 'Step', 'as_preferences', 'preferences_row', 'read_preferences', 'Checked', 'Batch', 'stream', 'rubric_line',
            'crg_file', 'judgment_line', 'judge_file', 'Panel', 'gradable', 'backwards', 'grade_file', 'c2_file',
-           'c2_plan', 'verify_file']
+           'c2_plan', 'verify_file', 'written_line', 'rubricrag_file']
 
-# %% ../../nbs/lab/02_batch.ipynb #6442591f
+# %% ../../nbs/lab/02_batch.ipynb #1668e906
 import json, os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import count, islice
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 from ..core.settings import settings as lab_settings
 from ..core.types import Failure, Grade, Item, Judgment, Message, Pair, Ranking, Value
-from ..data.items import items_at
+from ..data.items import item_row, items_at
 from ..data.records import RecordError, Where, as_pair, read_rows, records_at, row_of
 from ..engines.engine import Engine, Tally
 from ..judges.pairwise import correct, judge
@@ -24,9 +24,11 @@ from ..judges.verifier import Policy, decide, opinions
 from .c2 import c2_text, contrast_row, summarize_c2
 from .grades import grade_rows
 from .record import reason_of, strict, write_json
+from .rubricrag import Arm, Bench, measured, rubrics_by, target
 from ..rubrics.c2 import Contrasting, contrast, dpo_row, rehearse, verifier_rows
 from ..rubrics.consistency import Kept, filtered_rubrics
 from ..rubrics.crg import Preferences, Mode, write_rubrics
+from ..rubrics.rubricrag import Written
 
 # %% ../../nbs/lab/02_batch.ipynb #9f992936
 def as_preferences(row: Mapping[str, Any], where: Where) -> Preferences:
@@ -306,3 +308,35 @@ def verify_file(source: str | Path, # pairs with `rubric`
         share = lambda j: sum(v.fell_back for v in j.verdicts) / len(j.verdicts)
         return [{**judgment_line(p, j, True), "fell_back": share(j)} for p, j in zip(pairs, done)]
     return stream(source, out, step, {"command": "verify", "how": how, "policy": policy, "verifier": by.id}, {"verifier": by}, keep_going, lambda path: records_at(path, _with_rubric))
+
+# %% ../../nbs/lab/02_batch.ipynb #9ebf702f
+_SAID = ("precision", "recall", "f1", "f1 one to one", "f1 equal numbers", "f1 weighted", "verbatim", "scores", "human_scores", "match_failure")
+
+def written_line(item: Item, w: Written, row: Mapping[str, Any] | None) -> dict[str, Any]:
+    "A record with its written `rubric` or `failure`, the neighbors, and what was measured where a human rubric stands."
+    line = {k: v for k, v in item_row(item.replace(gold_labels=())).items() if not k.startswith("rubric") and k != "failure"}
+    if item.rubric: line["human_rubric"] = item_row(item)["rubric"]
+    line["rubric"] = None if w.rubric is None else [{"text": c.text, "weight": c.weight} for c in w.rubric.criteria]
+    line |= {"rubric_source": w.strategy, "neighbors": list(w.neighbors), "search_scores": list(w.scores), "cut": w.cut}
+    return line | ({"measures": {k: row[k] for k in _SAID if k in row}} if row else {}) | _failed(w.failure)
+
+def rubricrag_file(source: str | Path, # prompts, with or without human rubrics and answers
+                   out: str | Path, # the same with written rubrics
+                   arm: Arm, # strategy and settings
+                   bench: Bench, # index, engines, encoder
+                   keep_going: bool = False, # leave bad records out
+                  ) -> tuple[Batch, list[dict[str, Any]]]: # counts; a row for each human rubric
+    "`rubriclab rubricrag`: write a rubric for every prompt of a file from the rubrics of its neighbors."
+    rows: list[dict[str, Any]] = []
+    def step(items: list[Item]) -> list[dict[str, Any]]:
+        written = rubrics_by(arm, items, bench)
+        known = [(i, w) for i, w in zip(items, written) if target(i, arm.how.only)]
+        found = measured("file", arm, [i for i, _ in known], [w for _, w in known], bench) if known else []
+        rows.extend({k: v for k, v in r.items() if k != "rubric"} for r in found)
+        by_item = {r["item"]: r for r in found}
+        return [written_line(i, w, by_item.get(i.id)) for i, w in zip(items, written)]
+    roles = (("generator", bench.writer), ("judge", bench.judge), ("matcher", bench.matching))
+    engines = {r: e for r, e in roles if e}
+    index = bench.criteria if arm.strategy == "criteria" else bench.index
+    settings = {"command": "rubricrag", "strategy": arm.strategy, "how": json.loads(arm.how.to_json()), "matcher": bench.matcher, "index": index and index.manifest, **{r: e.id for r, e in engines.items()}}
+    return stream(source, out, step, settings, engines, keep_going, items_at, block=128), rows

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['STAND_IN', 'CLAIMS', 'MEASURES', 'Arm', 'arms_of', 'leak_arms', 'Answers', 'answers_of', 'gathered', 'Bench',
-           'rubrics_by', 'target', 'study_rag', 'by_arm', 'judged_of', 'summarize_rag', 'rag_table', 'rag_orderings',
-           'partings', 'plot_arms', 'plot_k', 'plot_nearness', 'plot_parting', 'PlantedEncoder', 'planted_rag',
-           'planted_arms']
+           'rubrics_by', 'target', 'measured', 'graded', 'study_rag', 'by_arm', 'judged_of', 'summarize_rag',
+           'rag_table', 'rag_text', 'rag_orderings', 'partings', 'paired_rubrics', 'compare_sources', 'plot_arms',
+           'plot_k', 'plot_nearness', 'plot_parting', 'PlantedEncoder', 'planted_rag', 'planted_arms']
 
-# %% ../../nbs/lab/08_rubricrag.ipynb #07686031
+# %% ../../nbs/lab/08_rubricrag.ipynb #140bf0c0
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -24,7 +24,7 @@ from .record import reason_of
 from .report import _axes, _close, number
 from ..retrieval.index import Index, build_index
 from ..rubrics.rubricrag import Strategy, Writing, Written, tagged, write_from_neighbors
-from ..rubrics.similarity import Match, Matcher, likenesses, match
+from ..rubrics.similarity import Matcher, compare_rubrics, likenesses, match
 from ..rubrics.utility import Judged, Scores, compare_correlations, good_over_bad, agreement, score_answers, utility_row
 
 if TYPE_CHECKING: from matplotlib.figure import Figure
@@ -102,25 +102,38 @@ def target(item: Item, only: str | None) -> Rubric | None: # None where no crite
     kept = tagged(item.rubric, only)
     return Rubric(criteria=kept, source="human") if kept else None
 
-# %% ../../nbs/lab/08_rubricrag.ipynb #c441955b
+# %% ../../nbs/lab/08_rubricrag.ipynb #72547ef8
+def measured(data: str, # its name, for the rows
+             arm: Arm, # who wrote
+             items: Sequence[Item], # prompts with human rubrics
+             written: Sequence[Written], # a rubric each
+             bench: Bench, # encoder and engines
+             human_scores: Sequence[Scores] | None = None, # where the human rubrics have graded already
+            ) -> list[dict[str, Any]]: # a row each
+    "Hold written rubrics against human ones, and let both grade the answers."
+    human, answers = [target(i, arm.how.only) for i in items], [answers_of(i) for i in items]
+    got = [w.rubric or w.failure for w in written]
+    tables = likenesses(got, human, bench.matcher, bench.encoder, bench.matching)
+    theirs = human_scores if human_scores is not None else graded(items, human, bench)
+    mine = theirs if arm.strategy == "oracle" else graded(items, got, bench)
+    return [_row(data, arm, i, w, h, t, a, Judged(i.id, m, s)) for i, w, h, t, a, m, s in zip(items, written, human, tables, answers, mine, theirs)]
+
+def graded(items: Sequence[Item], rubrics: Sequence[Rubric | Failure | None], bench: Bench) -> list[Scores]: # empty where nobody grades
+    "The scores of all answers."
+    return score_answers(items, [answers_of(i).texts for i in items], rubrics, bench.judge) if bench.judge else [()] * len(items)
+
 def study_rag(data: str, # its name, for the rows
               items: Sequence[Item], # prompts with human rubrics
               arms: Sequence[Arm], # what to compare
               bench: Bench, # index, engines, encoder
              ) -> list[dict[str, Any]]: # a row for each arm and prompt
     "Write, match and grade."
-    human_scores: dict[str | None, list[Scores]] = {}
+    known: dict[str | None, list[Scores]] = {} # the human rubric grades once for all arms
     rows = []
     for arm in arms:
         some = [i for i in items if target(i, arm.how.only)]
-        human, answers = [target(i, arm.how.only) for i in some], [answers_of(i) for i in some]
-        graded = lambda rubrics: score_answers(some, [a.texts for a in answers], rubrics, bench.judge) if bench.judge else [()] * len(some)
-        if arm.how.only not in human_scores: human_scores[arm.how.only] = graded(human)
-        written = rubrics_by(arm, some, bench)
-        got = [w.rubric or w.failure for w in written]
-        tables = likenesses(got, human, bench.matcher, bench.encoder, bench.matching)
-        mine = human_scores[arm.how.only] if arm.strategy == "oracle" else graded(got)
-        rows += [_row(data, arm, i, w, h, t, a, Judged(i.id, m, s)) for i, w, h, t, a, m, s in zip(some, written, human, tables, answers, mine, human_scores[arm.how.only])]
+        if arm.how.only not in known: known[arm.how.only] = graded(some, [target(i, arm.how.only) for i in some], bench)
+        rows += measured(data, arm, some, rubrics_by(arm, some, bench), bench, known[arm.how.only])
     return _with_nearness(rows, items, bench)
 
 # %% ../../nbs/lab/08_rubricrag.ipynb #ce6b41ce
@@ -197,7 +210,19 @@ def rag_table(summary: Sequence[Mapping[str, Any]]) -> Table: # for people
     t.shown = len(t)
     return t
 
-# %% ../../nbs/lab/08_rubricrag.ipynb #89cdb1d1
+# %% ../../nbs/lab/08_rubricrag.ipynb #f6e7be8c
+def rag_text(summary: Sequence[Mapping[str, Any]]) -> str: # for a terminal
+    "One block an arm: similarity, size, use."
+    span = lambda v, low, high: "none" if v is None else f"{v:.3f}" if low is None else f"{v:.3f} [{low:.3f}, {high:.3f}]"
+    lines = []
+    for s in summary:
+        lines += [f"{s['arm']}: {s['n']:,} prompts with a human rubric, {s['failed']:,} without a written one" + (f", {s['unmatched']:,} not matched" if s["unmatched"] else ""),
+                  f"  F1 {span(s['f1'], s['low'], s['high'])} (precision {number(s['precision'])}, recall {number(s['recall'])}); one to one {number(s['f1 one to one'])}, equal numbers {number(s['f1 equal numbers'])}, by points {number(s['f1 weighted'])}",
+                  f"  {s['criteria']:.1f} criteria of {s['characters']:.0f} characters against {s['human_criteria']:.1f} human ones; {s['verbatim']:.0%} of these found word for word"]
+        lines += [f"  {name}: {span(e['value'], e['low'], e['high'])} (n={e['n']}, {e['failed']} failed)" for name, e in (s["use"] or {}).items()]
+    return "\n".join(lines)
+
+# %% ../../nbs/lab/08_rubricrag.ipynb #32314857
 CLAIMS = (("zero-shot", "random"), ("random", "retrieved"), ("fixed", "retrieved"), ("zero-shot", "retrieved"), ("copy", "retrieved"))
 MEASURES = ("f1", "correlation", "good over bad", "agreement")
 _OF = {"good over bad": good_over_bad, "agreement": agreement}
@@ -220,7 +245,7 @@ def _compared(measure: str, a: Sequence[Mapping[str, Any]], b: Sequence[Mapping[
     c = stats.compare(left, right, [r["prompt"] for r in a], alpha=0.05 / tests, seed=seed)
     return {"gap": c.gap.estimate, "low": c.gap.low, "high": c.gap.high, "prompts": c.gap.clusters, "p": c.p, "detectable": c.detectable}
 
-# %% ../../nbs/lab/08_rubricrag.ipynb #a1f00ae5
+# %% ../../nbs/lab/08_rubricrag.ipynb #c1d99892
 def rag_orderings(rows: Iterable[Mapping[str, Any]], # of one data set
                   claims: Sequence[tuple[str, str]] = CLAIMS, # (worse, better) by hypothesis
                   measures: Sequence[str] = MEASURES, # by which
@@ -235,7 +260,7 @@ def rag_orderings(rows: Iterable[Mapping[str, Any]], # of one data set
             out.append({"measure": m, "worse": w, "better": b, **{k: f[k] for k in ("gap", "low", "high", "prompts", "p", "detectable")}, "claimed": bool(p <= 0.05 and f["gap"] > 0)})
     return out
 
-# %% ../../nbs/lab/08_rubricrag.ipynb #66d5c8ae
+# %% ../../nbs/lab/08_rubricrag.ipynb #2c3b44de
 def partings(rows: Iterable[Mapping[str, Any]], # of one data set
              pairs: Sequence[tuple[str, str]] = CLAIMS, # arms; which is the more like is found, not assumed
              use: str = "good over bad", # measure of use
@@ -252,7 +277,31 @@ def partings(rows: Iterable[Mapping[str, Any]], # of one data set
         found.append({"more like": y, "than": x, "gap in F1": like["gap"], f"gap in {use}": works["gap"], "p": max(like["p"], works["p"]), "parts": works["gap"] < 0, "prompts": works["prompts"]})
     return [f | {"claimed": bool(p <= 0.05 and f["parts"])} for f, p in zip(found, stats.holm([f["p"] for f in found]))]
 
-# %% ../../nbs/lab/08_rubricrag.ipynb #988e4048
+# %% ../../nbs/lab/08_rubricrag.ipynb #0d040f18
+def paired_rubrics(written: Iterable[Item], # prompts with written rubrics
+                   human: Iterable[Item], # and with human ones
+                  ) -> tuple[list[Item], list[Rubric], int]: # human side, written rubrics, how many records of either side are left over
+    "Records of two sources that belong together: by id where any is common, else by prompt. ValueError where nothing is."
+    a, b = list(written), list(human)
+    for key in (lambda i: i.id, prompt_key):
+        mine = {key(i): i.rubric for i in a}
+        both = [i for i in b if key(i) in mine]
+        if both: return both, [mine[key(i)] for i in both], len(a) + len(b) - 2 * len(both)
+    raise ValueError(f"no id and no prompt of the {len(a):,} written records is among the {len(b):,} human ones; give records of the same prompts")
+
+def compare_sources(written: Iterable[Item], # prompts with written rubrics
+                    human: Iterable[Item], # and with human ones
+                    encoder: Any = None, # for matching by meaning
+                    matching: Engine | None = None, # for matching by a model
+                    seed: int = 0, # of the bootstrap
+                   ) -> tuple[list[dict[str, Any]], int, int]: # rows by matcher and way to match, prompts compared, records left over
+    "All measures of likeness between two sources of rubrics."
+    items, mine, left = paired_rubrics(written, human)
+    matchers: list[Matcher] = ["words", *(["meaning"] if encoder else []), *(["model"] if matching else [])]
+    rows = [{"matcher": m, **r} for m in matchers for r in compare_rubrics(mine, [i.rubric for i in items], m, encoder, matching, seed)]
+    return rows, len(items), left
+
+# %% ../../nbs/lab/08_rubricrag.ipynb #04501e9e
 def plot_arms(summary: Sequence[Mapping[str, Any]], title: str) -> "Figure":
     "F1 with the human rubric by arm, with intervals; beside each the number of criteria written."
     some = [s for s in summary if s["arm"] != "human"]
@@ -275,7 +324,7 @@ def plot_k(summary: Sequence[Mapping[str, Any]], k: int, title: str) -> "Figure"
     ax.set(xlabel="exemplars (0: zero-shot)", ylabel="F1, 95% interval", xticks=[n for n, _ in found], ylim=(0, None))
     return _close(fig)
 
-# %% ../../nbs/lab/08_rubricrag.ipynb #9a94f902
+# %% ../../nbs/lab/08_rubricrag.ipynb #2ff5f073
 def plot_nearness(rows: Iterable[Mapping[str, Any]], # of one data set
                   arms: Sequence[str], # at most four
                   title: str, # of the figure
@@ -312,7 +361,7 @@ def plot_parting(summary: Sequence[Mapping[str, Any]], # with `use`
     ax.text(0.01, 0.01, "dashed: the human rubric", transform=ax.transAxes, fontsize=8, color="0.3")
     return _close(fig)
 
-# %% ../../nbs/lab/08_rubricrag.ipynb #88171b1a
+# %% ../../nbs/lab/08_rubricrag.ipynb #b58509d8
 _CLUSTER = re.compile(r"matter (\d+)\.(\d+) ")
 _ABOUT = re.compile(r" need (\S+)")
 
@@ -340,7 +389,7 @@ class PlantedEncoder:
 
     def encode(self, texts: Sequence[str]) -> np.ndarray: return np.stack([self._vector(t) for t in texts]) if len(texts) else np.zeros((0, self.dim), np.float32)
 
-# %% ../../nbs/lab/08_rubricrag.ipynb #df66126d
+# %% ../../nbs/lab/08_rubricrag.ipynb #476f27ac
 def planted_rag(seed: int, # of the world
                 prompts: int, # how many
                 folder: str | Path, # for the index

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Method', 'Encoder', 'needed', 'build_index', 'Hit', 'Hits', 'Index', 'record', 'place_of', 'nearest', 'by_words',
-           'Found', 'vector', 'search', 'having', 'change']
+           'Found', 'likeness', 'vector', 'search', 'having', 'change']
 
 # %% ../../nbs/retrieval/00_index.ipynb #0024480c
 import json, os, shutil, sys, uuid
@@ -77,7 +77,7 @@ class _Lexical:
         if self.ids: model.index(b.tokenization.Tokenized(ids=self.ids, vocab=self.tokens.get_vocab_dict()), show_progress=False)
         if self.ids: model.save(str(folder / "bm25"), show_progress=False)
 
-# %% ../../nbs/retrieval/00_index.ipynb #7b1526c8
+# %% ../../nbs/retrieval/00_index.ipynb #4510aaa5
 def build_index(items: Iterable[Item], # records: prompt and rubric, one id each
                 folder: str | Path, # of the index; what was there before counts until the new one is whole
                 encoder: Encoder | None = None, # for search by meaning; None is by words only
@@ -97,7 +97,7 @@ def build_index(items: Iterable[Item], # records: prompt and rubric, one id each
         for part in (words, dense):
             if part is not None: part.save(draft)
         _save_keys(keys, draft)
-        _point(folder, draft, {"records": len(keys), "lexical": lexical, "encoder": None if encoder is None else {"name": encoder.name, "fingerprint": encoder.fingerprint, "dim": encoder.dim},
+        _point(folder, draft, {"records": len(keys), "lexical": lexical, "encoder": None if encoder is None else {"name": encoder.name, "revision": getattr(encoder, "revision", None), "fingerprint": encoder.fingerprint, "dim": encoder.dim},
                                "approximate": dense is not None and dense.graph is not None, "dtype": dtype})
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
@@ -225,7 +225,7 @@ def by_words(self: Index, text: str, k: int) -> tuple[np.ndarray, np.ndarray]: #
 
 Index.record, Index.place_of, Index.nearest, Index.by_words = record, place_of, nearest, by_words
 
-# %% ../../nbs/retrieval/00_index.ipynb #eb659085
+# %% ../../nbs/retrieval/00_index.ipynb #a277d6d7
 class Found(NamedTuple):
     "A candidate before the filters."
     place: int
@@ -243,7 +243,8 @@ def _ranked(self: Index, text: str, vector: np.ndarray | None, method: Method, d
     score = lambda p: sum(1 / (_RRF + ranks[p]) for ranks in (by, of) if p in ranks)
     return sorted((Found(p, score(p), by.get(p), of.get(p)) for p in {*by, *of}), key=lambda f: (-f.score, f.place))
 
-def _likeness(a: str, b: str) -> float:
+def likeness(a: str, b: str) -> float: # 0 to 1
+    "The share of common words."
     x, y = set(a.lower().split()), set(b.lower().split())
     return len(x & y) / max(len(x | y), 1)
 
@@ -254,7 +255,7 @@ def _allowed(self: Index, f: Found, text: str, vector: np.ndarray | None, where:
     if where is not None and not where(item): return None
     if near is not None:
         own = as_text(item.prompt)
-        like = _likeness(text, own) if vector is None else max(_likeness(text, own), float(self.vector(f.place) @ vector))
+        like = likeness(text, own) if vector is None else max(likeness(text, own), float(self.vector(f.place) @ vector))
         if like >= near: return None
     return item
 
@@ -330,7 +331,7 @@ def having(source: str | None = None, # of the record
         return tagged and (source is None or i.source == source) and all(matches(i.meta.get(k), v) for k, v in fields.items())
     return allowed
 
-# %% ../../nbs/retrieval/00_index.ipynb #70a6d121
+# %% ../../nbs/retrieval/00_index.ipynb #ece199e4
 def _known_vectors(self: Index, places: Iterable[int], new: np.ndarray | None) -> Iterator[np.ndarray]:
     for p in places: yield self.vector(p)
     if new is not None: yield from new
@@ -352,6 +353,7 @@ def change(self: Index, add: Sequence[Item] = (), # new records
 class _Named(NamedTuple):
     "An encoder by name only, for an index that is changed without encoding anything."
     name: str
+    revision: str | None
     fingerprint: str
     dim: int
 

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['Strategy', 'STRATEGIES', 'WITHOUT_MODEL', 'Near', 'Writing', 'Written', 'tagged', 'points_text', 'exemplars_text',
-           'read_points', 'neighbors', 'merged', 'criteria_index', 'rag_chat', 'write_from_neighbors']
+           'read_points', 'neighbors', 'merged', 'criteria_records', 'criteria_index', 'rag_chat',
+           'write_from_neighbors']
 
-# %% ../../nbs/rubrics/04_rubricrag.ipynb #8d4196df
+# %% ../../nbs/rubrics/04_rubricrag.ipynb #2cecf0db
 import hashlib, re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any, Literal, get_args
 import numpy as np
@@ -16,7 +17,7 @@ from pydantic import Field
 from ..core.prompts import fill, neutralize, template
 from ..core.types import Chat, Completion, Criterion, Failure, Item, Rubric, Table, Value, as_text
 from ..engines.engine import Engine
-from ..retrieval.index import Hit, Index, Method, build_index
+from ..retrieval.index import Hit, Index, Method, build_index, likeness
 
 # %% ../../nbs/rubrics/04_rubricrag.ipynb #2778f6f5
 Strategy = Literal["zero_shot", "fixed", "random", "retrieved", "copy", "merge", "criteria", "oracle"]
@@ -88,7 +89,7 @@ def read_points(reply: Completion | Failure, # of the writer
     if found: return Rubric(criteria=tuple(found[:most]), source="rubricrag", engine=engine or None, seed=seed)
     return Failure(reason="truncated" if reply.finish == "length" else "no_parse", detail="no line that ends with its points in brackets", usage=reply.usage)
 
-# %% ../../nbs/rubrics/04_rubricrag.ipynb #ca5ac86f
+# %% ../../nbs/rubrics/04_rubricrag.ipynb #fbcf4e19
 def _random(index: Index, item: Item, how: Writing, usable: Callable[[Item], bool]) -> list[Item]:
     "Records drawn from the item's id and the seed."
     out, n = [], 0
@@ -109,10 +110,19 @@ def neighbors(items: Sequence[Item], # prompts to write for
         first = list(islice((r for p in range(len(index)) if usable(r := index.record(p))), how.k + 1))
         return [[(r, 0.0) for r in first if r.id != i.id][:how.k] for i in items]
     if strategy == "random": return [[(r, 0.0) for r in _random(index, i, how, usable)] for i in items]
+    if strategy == "criteria": return [_criteria(i, index, how, usable) for i in items]
     hits: list[list[Hit]] = index.search([as_text(i.prompt) for i in items], how.k, how.method, usable, [i.id for i in items], how.near)
     return [[(h.item, h.score) for h in hs] for hs in hits]
 
-# %% ../../nbs/rubrics/04_rubricrag.ipynb #c66fa528
+def _criteria(item: Item, index: Index, how: Writing, usable: Callable[[Item], bool]) -> list[tuple[Item, float]]:
+    "Single criteria of other prompts; those of one that shares `near` of its words with this one are left out."
+    text = as_text(item.prompt)
+    def allowed(r: Item) -> bool:
+        if "of" not in r.meta: raise ValueError(f"record {r.id!r} is a prompt and not a criterion; strategy 'criteria' needs an index of single criteria, see criteria_index")
+        return r.meta["of"] != item.id and usable(r) and (how.near is None or likeness(text, as_text(r.prompt).rpartition("\n")[0]) < how.near)
+    return [(h.item, h.score) for h in index.search([text], how.k, how.method, allowed, near=how.near)[0]]
+
+# %% ../../nbs/rubrics/04_rubricrag.ipynb #c02eba50
 def merged(lists: Sequence[Sequence[Criterion]], # criteria of each neighbor, nearest first
            encoder: Any, # what turns texts into unit vectors
            how: Writing, # alike, most
@@ -130,10 +140,16 @@ def merged(lists: Sequence[Sequence[Criterion]], # criteria of each neighbor, ne
     mean = lambda g: sum(flat[i][1].weight for i in g) / len(g)
     return tuple(flat[g[0]][1].replace(weight=round(mean(g), 2) or 1.0) for g in groups[:how.most])
 
-def criteria_index(items: Sequence[Item], folder: Any, encoder: Any = None, only: str | None = None) -> Index:
-    "An index of single criteria: each is a record whose prompt is the request and the criterion, and whose rubric is that criterion."
-    rows = (Item(id=f"{i.id}#{n}", prompt=f"{as_text(i.prompt)}\n{c.text}", rubric=Rubric(criteria=(c,)), meta={"of": i.id}) for i in items for n, c in enumerate(tagged(i.rubric, only)))
-    return build_index(rows, folder, encoder, progress=False)
+def criteria_records(items: Iterable[Item], # prompts with rubrics
+                     only: str | None = None, # criteria with this tag alone
+                    ) -> Iterator[Item]: # one a criterion
+    "Single criteria as records: the prompt is the request and the criterion, the rubric that criterion."
+    for i in items:
+        for n, c in enumerate(tagged(i.rubric, only)): yield Item(id=f"{i.id}#{n}", prompt=f"{as_text(i.prompt)}\n{c.text}", rubric=Rubric(criteria=(c,)), source=i.source, meta={"of": i.id})
+
+def criteria_index(items: Iterable[Item], folder: Any, encoder: Any = None, only: str | None = None) -> Index:
+    "An index of single criteria."
+    return build_index(criteria_records(items, only), folder, encoder, progress=False)
 
 # %% ../../nbs/rubrics/04_rubricrag.ipynb #fa28fb57
 def rag_chat(item: Item, near: Sequence[Item], how: Writing) -> tuple[Chat, int]: # and how many criteria of exemplars were cut
