@@ -1831,6 +1831,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                       'rubriclab/rubrics/rubricrag.py'),
                                              'rubriclab.rubrics.rubricrag._criteria': ( 'rubrics/rubricrag.html#_criteria',
                                                                                         'rubriclab/rubrics/rubricrag.py'),
+                                             'rubriclab.rubrics.rubricrag._line': ( 'rubrics/rubricrag.html#_line',
+                                                                                    'rubriclab/rubrics/rubricrag.py'),
                                              'rubriclab.rubrics.rubricrag._outcome': ( 'rubrics/rubricrag.html#_outcome',
                                                                                        'rubriclab/rubrics/rubricrag.py'),
                                              'rubriclab.rubrics.rubricrag._plain': ( 'rubrics/rubricrag.html#_plain',

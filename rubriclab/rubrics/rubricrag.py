@@ -19,7 +19,7 @@ from ..core.types import Chat, Completion, Criterion, Failure, Item, Rubric, Tab
 from ..engines.engine import Engine
 from ..retrieval.index import Hit, Index, Method, build_index, likeness
 
-# %% ../../nbs/rubrics/04_rubricrag.ipynb #2778f6f5
+# %% ../../nbs/rubrics/04_rubricrag.ipynb #259e02e3
 Strategy = Literal["zero_shot", "fixed", "random", "retrieved", "copy", "merge", "criteria", "oracle"]
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
 WITHOUT_MODEL = frozenset({"copy", "merge", "criteria", "oracle"})
@@ -36,6 +36,7 @@ class Writing(Value):
     alike: float = Field(0.8, gt=0, le=1) # merge: criteria at least this alike count as one
     temperature: float = Field(0.0, ge=0)
     max_tokens: int = Field(768, ge=1)
+    unpointed: float | None = None # points of a written line that names none, for models too small to write points; None: such a line is no criterion
     answers: bool = False # show a better and a worse answer (`good` and `bad` of the item's meta)
     seed: int = 0
 
@@ -75,19 +76,29 @@ def exemplars_text(neighbors: Sequence[Item], how: Writing) -> tuple[str, int]: 
     parts = [f"<similar_request>\n{q}\n</similar_request>\n<its_rubric>\n{neutralize(points_text(x), _INNER)}\n</its_rubric>" for q, x in zip(requests, lists) if x]
     return "\n\n".join(parts if how.last == "worst" else parts[::-1]), cut
 
-# %% ../../nbs/rubrics/04_rubricrag.ipynb #e87cd815
-_LINE = re.compile(r"^\s*(?:\d+[.)]|[-*])\s*(.+?)\s*[\[(]\s*([+-]?\d+(?:\.\d+)?)\s*(?:points?)?\s*[\])]\W*$", re.M | re.I)
+# %% ../../nbs/rubrics/04_rubricrag.ipynb #854f0913
+_LINE = re.compile(r"^\s*(?:\d+[.)]|[-*])\s*(\S.*)$", re.M)
+_POINTS = re.compile(r"\s*[\[(]\s*([+-]?\d+(?:\.\d+)?)\s*(?:points?)?\s*[\])]\W*$", re.I)
+
+def _line(text: str, unpointed: float | None) -> Criterion | None:
+    m = _POINTS.search(text)
+    said, points = (text[:m.start()], float(m[1])) if m else (text.strip(), unpointed)
+    return Criterion(text=said.strip(), weight=points) if points and re.search(r"[^\W\d_]", said) else None
 
 def read_points(reply: Completion | Failure, # of the writer
                 most: int, # criteria
                 engine: str = "", # who wrote, for the record
                 seed: int | None = None, # and its seed
+                unpointed: float | None = None, # points of a line that names none; None: it is no criterion
                ) -> Rubric | Failure:
-    "Criteria with signed points; a line without points, or with 0 points, is no criterion. A Failure where none is found."
+    "Criteria with signed points, each text once; a line with 0 points is none. A Failure where none is found."
     if isinstance(reply, Failure): return reply
-    found = [Criterion(text=t, weight=float(w)) for t, w in _LINE.findall(reply.text) if float(w)]
-    if found: return Rubric(criteria=tuple(found[:most]), source="rubricrag", engine=engine or None, seed=seed)
-    return Failure(reason="truncated" if reply.finish == "length" else "no_parse", detail="no line that ends with its points in brackets", usage=reply.usage)
+    found: dict[str, Criterion] = {}
+    for line in _LINE.findall(reply.text):
+        if c := _line(line, unpointed): found.setdefault(c.text, c)
+    criteria = tuple(found.values())[:most]
+    if criteria: return Rubric(criteria=criteria, source="rubricrag", engine=engine or None, seed=seed)
+    return Failure(reason="truncated" if reply.finish == "length" else "no_parse", detail="no line that ends with its points in brackets" if unpointed is None else "no numbered line", usage=reply.usage)
 
 # %% ../../nbs/rubrics/04_rubricrag.ipynb #fbcf4e19
 def _random(index: Index, item: Item, how: Writing, usable: Callable[[Item], bool]) -> list[Item]:
@@ -151,7 +162,7 @@ def criteria_index(items: Iterable[Item], folder: Any, encoder: Any = None, only
     "An index of single criteria."
     return build_index(criteria_records(items, only), folder, encoder, progress=False)
 
-# %% ../../nbs/rubrics/04_rubricrag.ipynb #fa28fb57
+# %% ../../nbs/rubrics/04_rubricrag.ipynb #7cf69c19
 def rag_chat(item: Item, near: Sequence[Item], how: Writing) -> tuple[Chat, int]: # and how many criteria of exemplars were cut
     "What the writer reads."
     text, cut = exemplars_text(near, how) if near else ("", 0)
@@ -178,7 +189,7 @@ def write_from_neighbors(items: Sequence[Item], # prompts
         return Table(_plain(i, strategy, merged([tagged(r.rubric, how.only) for r, _ in ns], index.encoder, how), ns) for i, ns in zip(items, near))
     chats = [rag_chat(i, [r for r, _ in ns], how) for i, ns in zip(items, near)]
     replies = by.generate([c for c, _ in chats], max_tokens=how.max_tokens, temperature=how.temperature, seed=how.seed)
-    return Table(_outcome(i, strategy, read_points(r, how.most, by.name, how.seed), ns, cut) for i, ns, (_, cut), (r,) in zip(items, near, chats, replies))
+    return Table(_outcome(i, strategy, read_points(r, how.most, by.name, how.seed, how.unpointed), ns, cut) for i, ns, (_, cut), (r,) in zip(items, near, chats, replies))
 
 Near = Sequence[tuple[Item, float]]
 
