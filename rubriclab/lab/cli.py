@@ -282,7 +282,7 @@ def search(folder: Path, query: str, k: int, method: str | None, near: float | N
         for c in h.item.rubric.criteria: click.echo(f"     {c.weight:+g}  {c.text if full or len(c.text) <= 160 else c.text[:159] + '…'}")
     if not hits: click.echo("nothing was found")
 
-# %% ../../nbs/lab/05_cli.ipynb #379cadc4
+# %% ../../nbs/lab/05_cli.ipynb #c13c10f7
 _rag_roles = shared(click.option("--index", "folder", type=click.Path(path_type=Path), help="Of prompts with rubrics, see `rubriclab index build`; not needed for zero_shot and oracle."), click.option("-e", "--engine", help=f"Who writes, and grades where there are answers. {ENGINE_HELP}"),
                     click.option("--generator", help="Who writes rubrics."), click.option("--judge", help="Who grades answers; none for similarity alone."),
                     click.option("--matcher", default="meaning", show_default=True, help="How criteria are compared: meaning, words, or an engine, which gives a digit."))
@@ -292,7 +292,7 @@ _rag_how = shared(click.option("--strategy", type=click.Choice(["zero_shot", "fi
                   click.option("--budget", type=click.IntRange(1), default=6000, show_default=True, help="Characters of all exemplars."),
                   click.option("--most", type=click.IntRange(1), default=12, show_default=True, help="Criteria of a rubric."),
                   click.option("--only", metavar="TAG", help="Criteria with this tag alone, of exemplars and human rubrics."),
-                  click.option("--unpointed", type=float, help="Points of a written line that names none, for small models.  [default: no criterion]"),
+                  click.option("--unpointed", type=float, default=0.0, show_default=True, help="Points of a written line that names none, for small models; 0: it is no criterion."),
                   click.option("--answers", is_flag=True, help="Show the writer the `good` and the `bad` answer."),
                   click.option("--temperature", type=click.FloatRange(0), default=0.0, show_default=True),
                   click.option("--max-tokens", type=click.IntRange(1), default=768, show_default=True, help="Tokens of a rubric."))

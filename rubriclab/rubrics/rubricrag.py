@@ -19,7 +19,7 @@ from ..core.types import Chat, Completion, Criterion, Failure, Item, Rubric, Tab
 from ..engines.engine import Engine
 from ..retrieval.index import Hit, Index, Method, build_index, likeness
 
-# %% ../../nbs/rubrics/04_rubricrag.ipynb #259e02e3
+# %% ../../nbs/rubrics/04_rubricrag.ipynb #fdb560b0
 Strategy = Literal["zero_shot", "fixed", "random", "retrieved", "copy", "merge", "criteria", "oracle"]
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
 WITHOUT_MODEL = frozenset({"copy", "merge", "criteria", "oracle"})
@@ -36,7 +36,7 @@ class Writing(Value):
     alike: float = Field(0.8, gt=0, le=1) # merge: criteria at least this alike count as one
     temperature: float = Field(0.0, ge=0)
     max_tokens: int = Field(768, ge=1)
-    unpointed: float | None = None # points of a written line that names none, for models too small to write points; None: such a line is no criterion
+    unpointed: float = 0.0 # points of a written line that names none, for models too small to write points; 0: such a line is no criterion
     answers: bool = False # show a better and a worse answer (`good` and `bad` of the item's meta)
     seed: int = 0
 
@@ -76,11 +76,11 @@ def exemplars_text(neighbors: Sequence[Item], how: Writing) -> tuple[str, int]: 
     parts = [f"<similar_request>\n{q}\n</similar_request>\n<its_rubric>\n{neutralize(points_text(x), _INNER)}\n</its_rubric>" for q, x in zip(requests, lists) if x]
     return "\n\n".join(parts if how.last == "worst" else parts[::-1]), cut
 
-# %% ../../nbs/rubrics/04_rubricrag.ipynb #854f0913
+# %% ../../nbs/rubrics/04_rubricrag.ipynb #e71abd3d
 _LINE = re.compile(r"^\s*(?:\d+[.)]|[-*])\s*(\S.*)$", re.M)
 _POINTS = re.compile(r"\s*[\[(]\s*([+-]?\d+(?:\.\d+)?)\s*(?:points?)?\s*[\])]\W*$", re.I)
 
-def _line(text: str, unpointed: float | None) -> Criterion | None:
+def _line(text: str, unpointed: float) -> Criterion | None:
     m = _POINTS.search(text)
     said, points = (text[:m.start()], float(m[1])) if m else (text.strip(), unpointed)
     return Criterion(text=said.strip(), weight=points) if points and re.search(r"[^\W\d_]", said) else None
@@ -89,7 +89,7 @@ def read_points(reply: Completion | Failure, # of the writer
                 most: int, # criteria
                 engine: str = "", # who wrote, for the record
                 seed: int | None = None, # and its seed
-                unpointed: float | None = None, # points of a line that names none; None: it is no criterion
+                unpointed: float = 0.0, # points of a line that names none; 0: it is no criterion
                ) -> Rubric | Failure:
     "Criteria with signed points, each text once; a line with 0 points is none. A Failure where none is found."
     if isinstance(reply, Failure): return reply
@@ -98,7 +98,7 @@ def read_points(reply: Completion | Failure, # of the writer
         if c := _line(line, unpointed): found.setdefault(c.text, c)
     criteria = tuple(found.values())[:most]
     if criteria: return Rubric(criteria=criteria, source="rubricrag", engine=engine or None, seed=seed)
-    return Failure(reason="truncated" if reply.finish == "length" else "no_parse", detail="no line that ends with its points in brackets" if unpointed is None else "no numbered line", usage=reply.usage)
+    return Failure(reason="truncated" if reply.finish == "length" else "no_parse", detail="no numbered line" if unpointed else "no line that ends with its points in brackets", usage=reply.usage)
 
 # %% ../../nbs/rubrics/04_rubricrag.ipynb #fbcf4e19
 def _random(index: Index, item: Item, how: Writing, usable: Callable[[Item], bool]) -> list[Item]:
