@@ -309,7 +309,7 @@ def verify_file(source: str | Path, # pairs with `rubric`
         return [{**judgment_line(p, j, True), "fell_back": share(j)} for p, j in zip(pairs, done)]
     return stream(source, out, step, {"command": "verify", "how": how, "policy": policy, "verifier": by.id}, {"verifier": by}, keep_going, lambda path: records_at(path, _with_rubric))
 
-# %% ../../nbs/lab/02_batch.ipynb #9ebf702f
+# %% ../../nbs/lab/02_batch.ipynb #4a7b5210
 _SAID = ("precision", "recall", "f1", "f1 one to one", "f1 equal numbers", "f1 weighted", "verbatim", "scores", "human_scores", "match_failure")
 
 def written_line(item: Item, w: Written, row: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -338,5 +338,5 @@ def rubricrag_file(source: str | Path, # prompts, with or without human rubrics 
     roles = (("generator", bench.writer), ("judge", bench.judge), ("matcher", bench.matching))
     engines = {r: e for r, e in roles if e}
     index = bench.criteria if arm.strategy == "criteria" else bench.index
-    settings = {"command": "rubricrag", "strategy": arm.strategy, "how": json.loads(arm.how.to_json()), "matcher": bench.matcher, "index": index and index.manifest, **{r: e.id for r, e in engines.items()}}
+    settings = {"command": "rubricrag", "strategy": arm.strategy, "how": json.loads(arm.how.to_json()), "matcher": bench.matcher, "expected": bench.expected, "index": index and index.manifest, **{r: e.id for r, e in engines.items()}}
     return stream(source, out, step, settings, engines, keep_going, items_at, block=128), rows

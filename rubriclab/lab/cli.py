@@ -282,10 +282,11 @@ def search(folder: Path, query: str, k: int, method: str | None, near: float | N
         for c in h.item.rubric.criteria: click.echo(f"     {c.weight:+g}  {c.text if full or len(c.text) <= 160 else c.text[:159] + '…'}")
     if not hits: click.echo("nothing was found")
 
-# %% ../../nbs/lab/05_cli.ipynb #c13c10f7
+# %% ../../nbs/lab/05_cli.ipynb #4fda9afb
 _rag_roles = shared(click.option("--index", "folder", type=click.Path(path_type=Path), help="Of prompts with rubrics, see `rubriclab index build`; not needed for zero_shot and oracle."), click.option("-e", "--engine", help=f"Who writes, and grades where there are answers. {ENGINE_HELP}"),
                     click.option("--generator", help="Who writes rubrics."), click.option("--judge", help="Who grades answers; none for similarity alone."),
-                    click.option("--matcher", default="meaning", show_default=True, help="How criteria are compared: meaning, words, or an engine, which gives a digit."))
+                    click.option("--matcher", default="meaning", show_default=True, help="How criteria are compared: meaning, words, or an engine, which gives a digit."),
+                    click.option("--expected", is_flag=True, help="Score answers by the probabilities of labels: for small judges that say yes to everything."))
 _rag_how = shared(click.option("--strategy", type=click.Choice(["zero_shot", "fixed", "random", "retrieved", "copy", "merge", "criteria", "oracle"]), default="retrieved", show_default=True),
                   click.option("-k", type=click.IntRange(1), default=3, show_default=True, help="Exemplars."),
                   click.option("--last", type=click.Choice(["best", "worst"]), default="best", show_default=True, help="Which exemplar stands next to the request."),
@@ -303,7 +304,7 @@ _rag_how = shared(click.option("--strategy", type=click.Choice(["zero_shot", "fi
 @_rag_how
 @_found
 def rubricrag(source: str, out: Path, seed: int | None, keep_going: bool, no_store: bool, planned: bool, folder: Path | None, engine: str | None, generator: str | None, judge: str | None,
-              matcher: str, strategy: str, near: float | None, **how: Any) -> None:
+              matcher: str, expected: bool, strategy: str, near: float | None, **how: Any) -> None:
     "Write a rubric for every prompt of IN from the rubrics of its neighbors, and hold it against the human one where there is one."
     from rubriclab.core.settings import settings
     from rubriclab.lab.batch import rubricrag_file
@@ -312,7 +313,7 @@ def rubricrag(source: str, out: Path, seed: int | None, keep_going: bool, no_sto
     arm = Arm(strategy, strategy, Writing(seed=settings(seed=seed).seed, **({"near": near} if near else {}), **how))
     if folder is None and strategy not in ("zero_shot", "oracle"): raise click.UsageError(f"--strategy {strategy} needs --index DIR; build one with `rubriclab index build`")
     make = lambda spec: _engine(spec or engine, planned, not no_store)
-    bench = _rag_bench(folder, how["method"], None if strategy in WITHOUT_MODEL else make(generator), None if judge == "none" else make(judge), matcher, make)
+    bench = _rag_bench(folder, how["method"], None if strategy in WITHOUT_MODEL else make(generator), None if judge == "none" else make(judge), matcher, make)._replace(expected=expected)
     roles = [(r, e) for r, e in (("generator", bench.writer), ("judge", bench.judge), ("matcher", bench.matching)) if e]
     done: list[Any] = []
     _finish(lambda path: done.extend(rubricrag_file(source, path, arm, bench, keep_going)) or done[0], out, planned, roles)

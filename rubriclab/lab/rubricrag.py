@@ -83,7 +83,7 @@ def gathered(items: Iterable[Item], # one an answer
     for i in items: found.setdefault((prompt_key(i), i.rubric), []).append(i)
     return [group[0].replace(response=None, gold_labels=(), human_score=None, meta={**group[0].meta, "answers": [i.response for i in group if i.response is not None]}) for group in found.values()]
 
-# %% ../../nbs/lab/08_rubricrag.ipynb #d4015efb
+# %% ../../nbs/lab/08_rubricrag.ipynb #ec947e97
 class Bench(NamedTuple):
     "What a study runs on."
     index: Index # of prompts with rubrics
@@ -93,6 +93,7 @@ class Bench(NamedTuple):
     matcher: Matcher = "meaning"
     matching: Engine | None = None # who compares criteria, for matcher `model`
     criteria: Index | None = None # of single criteria
+    expected: bool = False # grade by probabilities and not by labels
 
 STAND_IN = Rubric.parse([{"text": "The response does what a careful reader of the request would ask of it.", "weight": 5}] * 8) # a plan reads no rubric
 
@@ -100,11 +101,12 @@ def bench_of(records: Sequence[Item], # prompts with rubrics
              folder: str | Path, # for the indexes
              encoder: Any, # of prompts and criteria
              only: str | None = None, # criteria with this tag alone
+             criteria: bool = True, # index single criteria too
              **parts: Any, # writer, judge, matcher, matching
             ) -> Bench:
-    "An index of the prompts and one of their single criteria."
+    "An index of the prompts, and one of their single criteria."
     whole = build_index(records, Path(folder) / "prompts", encoder, progress=False)
-    return Bench(whole, encoder, criteria=criteria_index(records, Path(folder) / "criteria", encoder, only), **parts)
+    return Bench(whole, encoder, criteria=criteria_index(records, Path(folder) / "criteria", encoder, only) if criteria else None, **parts)
 
 def rubrics_by(arm: Arm, items: Sequence[Item], bench: Bench) -> list[Written]:
     "The rubrics of an arm; under a plan a stand-in, so that grading is counted."
@@ -117,7 +119,7 @@ def target(item: Item, only: str | None) -> Rubric | None: # None where no crite
     kept = tagged(item.rubric, only)
     return Rubric(criteria=kept, source="human") if kept else None
 
-# %% ../../nbs/lab/08_rubricrag.ipynb #72547ef8
+# %% ../../nbs/lab/08_rubricrag.ipynb #7c2e39c9
 def measured(data: str, # its name, for the rows
              arm: Arm, # who wrote
              items: Sequence[Item], # prompts with human rubrics
@@ -135,7 +137,7 @@ def measured(data: str, # its name, for the rows
 
 def graded(items: Sequence[Item], rubrics: Sequence[Rubric | Failure | None], bench: Bench) -> list[Scores]: # empty where nobody grades
     "The scores of all answers."
-    return score_answers(items, [answers_of(i).texts for i in items], rubrics, bench.judge) if bench.judge else [()] * len(items)
+    return score_answers(items, [answers_of(i).texts for i in items], rubrics, bench.judge, expected=bench.expected) if bench.judge else [()] * len(items)
 
 def study_rag(data: str, # its name, for the rows
               items: Sequence[Item], # prompts with human rubrics
@@ -275,7 +277,7 @@ def rag_orderings(rows: Iterable[Mapping[str, Any]], # of one data set
             out.append({"measure": m, "worse": w, "better": b, **{k: f[k] for k in ("gap", "low", "high", "prompts", "p", "detectable")}, "claimed": bool(p <= 0.05 and f["gap"] > 0)})
     return out
 
-# %% ../../nbs/lab/08_rubricrag.ipynb #2c3b44de
+# %% ../../nbs/lab/08_rubricrag.ipynb #34ba7d82
 def partings(rows: Iterable[Mapping[str, Any]], # of one data set
              pairs: Sequence[tuple[str, str]] = CLAIMS, # arms; which is the more like is found, not assumed
              use: str = "good over bad", # measure of use
@@ -288,7 +290,7 @@ def partings(rows: Iterable[Mapping[str, Any]], # of one data set
         a, b = _pair(arms, x, y)
         like, works = _compared("f1", a, b, 1, seed), _compared(use, a, b, 1, seed)
         if like is None or works is None: continue
-        if like["gap"] < 0: x, y, like, works = y, x, {**like, "gap": -like["gap"]}, {**works, "gap": -works["gap"]}
+        if like["gap"] < 0: x, y, like, works = y, x, {**like, "gap": -like["gap"]}, {**works, "gap": -works["gap"] or 0.0}
         found.append({"more like": y, "than": x, "gap in F1": like["gap"], f"gap in {use}": works["gap"], "p": max(like["p"], works["p"]), "parts": works["gap"] < 0, "prompts": works["prompts"]})
     return [f | {"claimed": bool(p <= 0.05 and f["parts"])} for f, p in zip(found, stats.holm([f["p"] for f in found]))]
 

@@ -100,7 +100,7 @@ def read_points(reply: Completion | Failure, # of the writer
     if criteria: return Rubric(criteria=criteria, source="rubricrag", engine=engine or None, seed=seed)
     return Failure(reason="truncated" if reply.finish == "length" else "no_parse", detail="no numbered line" if unpointed else "no line that ends with its points in brackets", usage=reply.usage)
 
-# %% ../../nbs/rubrics/04_rubricrag.ipynb #fbcf4e19
+# %% ../../nbs/rubrics/04_rubricrag.ipynb #6ef3a7ea
 def _random(index: Index, item: Item, how: Writing, usable: Callable[[Item], bool]) -> list[Item]:
     "Records drawn from the item's id and the seed."
     out, n = [], 0
@@ -130,10 +130,10 @@ def _criteria(item: Item, index: Index, how: Writing, usable: Callable[[Item], b
     text = as_text(item.prompt)
     def allowed(r: Item) -> bool:
         if "of" not in r.meta: raise ValueError(f"record {r.id!r} is a prompt and not a criterion; strategy 'criteria' needs an index of single criteria, see criteria_index")
-        return r.meta["of"] != item.id and usable(r) and (how.near is None or likeness(text, as_text(r.prompt).rpartition("\n")[0]) < how.near)
+        return r.meta["of"] != item.id and usable(r) and (how.near is None or likeness(text[:_ASKED], r.meta["request"]) < how.near)
     return [(h.item, h.score) for h in index.search([text], how.k, how.method, allowed, near=how.near)[0]]
 
-# %% ../../nbs/rubrics/04_rubricrag.ipynb #c02eba50
+# %% ../../nbs/rubrics/04_rubricrag.ipynb #2a229fe7
 def merged(lists: Sequence[Sequence[Criterion]], # criteria of each neighbor, nearest first
            encoder: Any, # what turns texts into unit vectors
            how: Writing, # alike, most
@@ -151,18 +151,21 @@ def merged(lists: Sequence[Sequence[Criterion]], # criteria of each neighbor, ne
     mean = lambda g: sum(flat[i][1].weight for i in g) / len(g)
     return tuple(flat[g[0]][1].replace(weight=round(mean(g), 2) or 1.0) for g in groups[:how.most])
 
+_ASKED = 200 # characters of a request that stand with its criteria: encoders read a window, and the criterion must be in it
+
 def criteria_records(items: Iterable[Item], # prompts with rubrics
                      only: str | None = None, # criteria with this tag alone
                     ) -> Iterator[Item]: # one a criterion
-    "Single criteria as records: the prompt is the request and the criterion, the rubric that criterion."
+    "Single criteria as records: the prompt is the criterion and the beginning of its request, the rubric that criterion."
     for i in items:
-        for n, c in enumerate(tagged(i.rubric, only)): yield Item(id=f"{i.id}#{n}", prompt=f"{as_text(i.prompt)}\n{c.text}", rubric=Rubric(criteria=(c,)), source=i.source, meta={"of": i.id})
+        asked = as_text(i.prompt)[:_ASKED]
+        for n, c in enumerate(tagged(i.rubric, only)): yield Item(id=f"{i.id}#{n}", prompt=f"{c.text}\n{asked}", rubric=Rubric(criteria=(c,)), source=i.source, meta={"of": i.id, "request": asked})
 
 def criteria_index(items: Iterable[Item], folder: Any, encoder: Any = None, only: str | None = None) -> Index:
     "An index of single criteria."
     return build_index(criteria_records(items, only), folder, encoder, progress=False)
 
-# %% ../../nbs/rubrics/04_rubricrag.ipynb #7cf69c19
+# %% ../../nbs/rubrics/04_rubricrag.ipynb #b7ffdea5
 def rag_chat(item: Item, near: Sequence[Item], how: Writing) -> tuple[Chat, int]: # and how many criteria of exemplars were cut
     "What the writer reads."
     text, cut = exemplars_text(near, how) if near else ("", 0)
@@ -183,7 +186,7 @@ def write_from_neighbors(items: Sequence[Item], # prompts
     if strategy not in WITHOUT_MODEL and by is None: raise ValueError(f"strategy {strategy!r} needs an engine that writes")
     if strategy == "oracle": return Table(_plain(i, strategy, tagged(i.rubric, how.only), []) for i in items)
     near = [[] for _ in items] if strategy == "zero_shot" else neighbors(items, index, strategy, how.replace(k=how.most) if strategy == "criteria" else how.replace(k=1) if strategy == "copy" else how)
-    if strategy in ("copy", "criteria"): return Table(_plain(i, strategy, [c for r, _ in ns for c in tagged(r.rubric, how.only)][:how.most], ns) for i, ns in zip(items, near))
+    if strategy in ("copy", "criteria"): return Table(_plain(i, strategy, [c for r, _ in ns for c in tagged(r.rubric, how.only)][:None if strategy == "copy" else how.most], ns) for i, ns in zip(items, near))
     if strategy == "merge":
         if index.encoder is None: raise ValueError("merging needs the index's encoder; open the index with `encoder`")
         return Table(_plain(i, strategy, merged([tagged(r.rubric, how.only) for r, _ in ns], index.encoder, how), ns) for i, ns in zip(items, near))

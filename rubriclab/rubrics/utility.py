@@ -16,7 +16,7 @@ from ..core.types import Failure, Item, Rubric
 from ..engines.engine import Engine
 from ..judges.pointwise import grade
 
-# %% ../../nbs/rubrics/05_utility.ipynb #c21412cc
+# %% ../../nbs/rubrics/05_utility.ipynb #da70a7ac
 Scores = tuple[float | None, ...] # one an answer; None where there is no rubric, or a criterion could not be graded
 
 def score_answers(prompts: Sequence[Item], # requests
@@ -24,13 +24,15 @@ def score_answers(prompts: Sequence[Item], # requests
                   rubrics: Sequence[Rubric | Failure | None], # of each prompt
                   judge: Engine, # who grades
                   aggregate: str = "healthbench", # points met over positive points; see `judges.aggregate`
+                  expected: bool = False, # score by the probabilities of the labels and not by the labels: for judges that say the same of every answer
                   **how: Any, # other fields of `Grading`
                  ) -> list[Scores]: # one tuple a prompt
     "Grade every answer by its prompt's rubric. Rubrics whose points are all negative have no HealthBench score, and give None."
     usable = [isinstance(r, Rubric) and any(c.weight > 0 for c in r.criteria) for r in rubrics]
     items = [Item(id=f"{p.id}/{n}", prompt=p.prompt, response=a, rubric=r, context=p.context) for p, texts, r, u in zip(prompts, answers, rubrics, usable, strict=True) if u for n, a in enumerate(texts)]
     grades = iter(grade(items, judge, aggregate=aggregate, **how) if items else [])
-    return [tuple(next(grades).score if u else None for _ in texts) for texts, u in zip(answers, usable)]
+    score = lambda g: g.expected_score if expected else g.score
+    return [tuple(score(next(grades)) if u else None for _ in texts) for texts, u in zip(answers, usable)]
 
 # %% ../../nbs/rubrics/05_utility.ipynb #f8dcf7ff
 class Judged(NamedTuple):
