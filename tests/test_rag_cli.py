@@ -6,7 +6,7 @@ from rubriclab.core.types import Item
 from rubriclab.data.items import item_row
 from rubriclab.data.records import write_rows
 from rubriclab.engines.fake import World, other
-from rubriclab.lab.rubricrag import compare_sources, gathered, partings, rag_orderings, study_rag, summarize_rag
+from rubriclab.lab.rubricrag import compare_sources, gathered, partings, rag_orderings, summarize_rag
 
 pytest.importorskip("bm25s", reason="needs the retrieval extra: pip install 'rubriclab[rag]'")
 WORLD = World(seed=2, common=0.4)

