@@ -1,0 +1,94 @@
+"""Rewards: the same values everywhere, abstention where the judge fails, and TRL's trainer paying them."""
+import asyncio, pickle, statistics, time
+from concurrent.futures import ThreadPoolExecutor
+import pytest
+from rubriclab.core.types import Failure, Rubric
+from rubriclab.data.verifiable import verifiable_pairs
+from rubriclab.engines.fake import World, answers, other
+from rubriclab.training.rewards import (AgainstReference, AsyncReward, ByRubric, Checked, Distinct, Ensemble, Layout, LengthPenalty, LikeHuman, Mixed, Ranked, Reward, Saturated, Veto, VerifierTargets, WithinLength, best_of_n,
+                                        groups_of, rejection_sample, reply_text, spread)
+
+WORLD = World(seed=5)
+FAKE = "fake:world?seed=5&p=1&think=0&sigma=0&order_bias=0&length_bias=0"
+PROMPTS = [WORLD.request(i) for i in range(8) for _ in range(2)]
+TEXTS = [WORLD.answer(i, 0, x) for i in range(8) for b in [WORLD.lengths(i, 0)[0]] for x in (b, other(b))]
+COLUMNS = {"rubric": [[{"text": c.text, "weight": c.weight} for c in WORLD.rubric(i).criteria] for i in range(8) for _ in range(2)], "reference": [t for i in range(0, 16, 2) for t in (TEXTS[i + 1], TEXTS[i])]}
+SCORERS = [ByRubric(FAKE), AgainstReference(FAKE), AgainstReference(FAKE, rubric=None), Ranked(ByRubric(FAKE)), Layout(r"Answer.*"), Distinct(), WithinLength(12), LikeHuman(unpointed=1.0),
+           Mixed([(ByRubric(FAKE), 0.7), (WithinLength(12), 0.3)]), Ensemble([ByRubric(FAKE), ByRubric(FAKE + "&reader=1")]), LengthPenalty(ByRubric(FAKE), 10, 0.01), Veto(ByRubric(FAKE), WithinLength(12), 0.5), Saturated(ByRubric(FAKE), 0.8)]
+
+
+@pytest.mark.parametrize("scorer", SCORERS, ids=lambda s: type(s).__name__)
+def test_the_same_values_alone_in_trls_form_pickled_in_threads_and_in_a_running_loop(scorer):
+    alone = scorer(PROMPTS, TEXTS, COLUMNS)
+    assert len(alone) == 16 and all(isinstance(v, float) for v in alone)
+    reward = Reward(scorer, "it")
+    turns = [[{"role": "assistant", "content": t}] for t in TEXTS]
+    assert reward(prompts=PROMPTS, completions=turns, completion_ids=[[1]] * 16, trainer_state=None, log_extra=None, log_metric=lambda name, v: None, **COLUMNS) == alone
+    again = pickle.loads(pickle.dumps(reward))
+    assert again.__name__ == "it" and again(PROMPTS, TEXTS, **COLUMNS) == alone
+    with ThreadPoolExecutor(4) as pool: assert all(v == alone for v in pool.map(lambda _: reward(PROMPTS, TEXTS, **COLUMNS), range(4)))
+    async def both(): return await asyncio.gather(*(AsyncReward(scorer, "it")(PROMPTS, TEXTS, **COLUMNS) for _ in range(2)))
+    assert asyncio.run(both()) == [alone, alone]
+
+
+def test_rubrics_and_references_tell_better_from_worse():
+    for scorer in (ByRubric(FAKE), AgainstReference(FAKE)):
+        v = scorer(PROMPTS, TEXTS, COLUMNS)
+        assert all(a > b for a, b in zip(v[::2], v[1::2]))
+    assert AgainstReference(FAKE)(PROMPTS[:1], [" "], {k: v[:1] for k, v in COLUMNS.items()}) == [0.0]
+    turns = [{"role": "user", "content": PROMPTS[0]}]
+    assert ByRubric(FAKE)([turns], TEXTS[:1], {"rubric": [Rubric.parse(COLUMNS["rubric"][0])]}) == ByRubric(FAKE)(PROMPTS[:1], TEXTS[:1], {"rubric": COLUMNS["rubric"][:1]})
+
+
+def test_a_failed_judge_abstains_and_is_never_low():
+    deaf = lambda n: answers([Failure(reason="timeout", detail="no reply")] * n)
+    written = {"expected": False, "how": {"readout": "generate"}}
+    rows = {"rubric": ["1. Names one."] * 3, "reference": ["Rhea."] * 3}
+    assert ByRubric(deaf(3), **written)(["Name a moon."] * 3, ["Titan.", "Io.", ""], rows) == [None] * 3
+    assert AgainstReference(deaf(6), how={"readout": "generate"})(["Name a moon."] * 3, ["Titan.", "Io.", "Mimas."], rows) == [None] * 3
+    none = lambda p, c, k: [None] * len(p)
+    for outer in (Mixed([(none, 1.0), (Distinct(), 1.0)]), Ensemble([none]), Ensemble([none, Distinct()], quorum=2), LengthPenalty(none, 0, 1.0), Veto(none, Distinct(), 0.5), Veto(Distinct(), none, 0.5), Saturated(none), Ranked(none)):
+        assert outer(["a", "b"], ["x", "y"], {}) == [None, None], outer
+
+
+def test_c2_pays_its_verifier_as_written():
+    good = "<analyze>Both were weighed.</analyze><rubric>misleading</rubric><answer>B</answer>"
+    alone = "<analyze>Both were weighed.</analyze><answer>B</answer>"
+    pay = lambda text, answer, label: VerifierTargets()(["p"], [text], {"answer": [answer], "rubric_label": [label]})[0]
+    assert [round(pay(*x), 6) for x in ((good, "B", "misleading"), (good, "A", "misleading"), (good, "B", "helpful"), (good + "!", "B", "misleading"), ("nonsense", "B", "misleading"), (alone, "B", None), (alone, "A", None), ("B", "B", None), (good, "B", None))] == [
+        1.0, -0.2, 0.4, 0.8, -1.0, 0.7, -0.5, 0.5, 0.5]
+
+
+def test_the_checker_is_exact():
+    pairs = verifiable_pairs(20, seed=3)
+    rows = {"constraints": [p.meta["constraints"] for p in pairs]}
+    good, bad = (Checked()([p.prompt for p in pairs], [getattr(p, side) for p in pairs], rows) for side in ("chosen", "rejected"))
+    assert all(v == 1.0 for v in good) and all(v < 1.0 for v in bad)
+    with pytest.raises(ValueError, match="row 0 has no constraint"): Checked()(["a"], ["b"], {"constraints": [[]]})
+
+
+def test_ranks_share_equal_values_and_leave_gaps_out():
+    values = [0.2, 0.9, 0.9, None, 0.5]
+    assert Ranked(lambda p, c, k: values)(["a"] * 4 + ["b"], ["x"] * 5, {}) == [0.0, 0.75, 0.75, None, 0.5]
+    assert groups_of(["a", "b", "a"]) == [[0, 2], [1]] and spread(["a", "a", "b"], [0.0, 1.0, 5.0]) == 0.5 and spread(["a"], [1.0]) is None
+
+
+def test_best_of_n_and_rejection():
+    candidates = [[TEXTS[2 * i + 1], TEXTS[2 * i]] for i in range(8)]
+    rows = {"rubric": COLUMNS["rubric"][::2]}
+    assert best_of_n(PROMPTS[::2], candidates, ByRubric(FAKE), rows) == [1] * 8
+    assert rejection_sample(PROMPTS[::2], candidates, Ranked(ByRubric(FAKE)), 1.0, rows) == [[c[1]] for c in candidates]
+    assert best_of_n(["a", "b"], [["x", "y"], []], lambda p, c, k: [None] * len(p)) == [None, None]
+
+
+def test_metrics_say_what_was_paid():
+    logged = {}
+    half = lambda p, c, k: [None if n % 4 == 0 else float(n) for n in range(len(p))]
+    Reward(half, "r", held_out=WithinLength(1000))(PROMPTS, TEXTS, log_metric=logged.__setitem__, **COLUMNS)
+    assert logged["r/abstained"] == 0.25 and logged["r/held_out"] == 1.0 and logged["r/words"] > 5 and logged["r/spread"] > 0
+    assert reply_text([{"role": "assistant", "content": "a"}, {"role": "tool", "content": "x"}, {"role": "assistant", "content": "b"}]) == "a\nb"
+
+
+def test_a_missing_column_is_one_clear_error():
+    with pytest.raises(ValueError, match="needs the column 'rubric'; the data has reference"): ByRubric(FAKE)(["a"], ["b"], {"reference": ["c"]})
+    with pytest.raises(ValueError, match="2 values for 1"): Reward(lambda p, c, k: [1.0, 2.0], "odd")(["a"], ["b"])
