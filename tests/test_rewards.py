@@ -1,5 +1,5 @@
 """Rewards: the same values everywhere, abstention where the judge fails, and TRL's trainer paying them."""
-import asyncio, pickle, statistics, time
+import asyncio, pickle
 from concurrent.futures import ThreadPoolExecutor
 import pytest
 from rubriclab.core.types import Failure, Rubric
