@@ -1,0 +1,136 @@
+"""Training: every field is known, what is prepared is what is trained on, and a run that broke goes on as if it had not."""
+import json, shutil
+import pytest
+from conftest import command
+
+pytest.importorskip("transformers", reason="needs the extra: pip install 'rubriclab[hf]'")
+import torch
+from rubriclab.data.records import prompt_key
+from rubriclab.data.verifiable import verifiable_pairs
+from rubriclab.engines.engine import engine
+from rubriclab.judges.pointwise import Grading, grade
+from rubriclab.training import judge_head
+from rubriclab.training.judge_head import HeadData, HeadEvaluation, LabelLoss, LeftPadded, head_data
+from rubriclab.training.labels import labeled_items, prepare_labels
+from rubriclab.training.recipe import TrainRecipe, last_checkpoint, open_base, read_train_recipe, train_recipes
+from rubriclab.training.run import plan_training, train
+
+SMOKE = "judge-head-smoke"
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("head") / "run"
+    return train(SMOKE, folder), folder
+
+
+def weights(folder): return {k: v for k, v in torch.load(folder / "optimizer.pt", weights_only=True)["state"].items()}
+
+
+@pytest.mark.parametrize("name", sorted(train_recipes()))
+def test_packaged_recipes_are_whole(name):
+    r = read_train_recipe(name)
+    judge_head.typed_fields(HeadData, r.data, "data"), judge_head.typed_fields(HeadEvaluation, r.evaluation, "evaluation")
+    assert r.kind and name.startswith(r.kind)
+
+
+@pytest.mark.parametrize("given, says", [
+    ({"arg.max_steps": 3}, "no field 'arg'; did you mean 'args'"), ({"args.learning_rat": 1}, "args of TrainingArguments has no field 'learning_rat'; did you mean 'learning_rate'"), ({"args.seed": 1}, "no field 'seed'"),
+    ({"data.prompt": 3}, "data has no field 'prompt'; did you mean 'prompts'"), ({"data.prompts": 0}, "data, field prompts"), ({"evaluation.item": 1}, "evaluation has no field 'item'"), ({"kind": "judge"}, "field kind"),
+    ({"lora.rank": 4}, "lora has no field 'rank'")])
+def test_no_field_is_ignored(given, says):
+    with pytest.raises(ValueError, match="(?s)" + says.replace("(", r"\(")): plan_training(read_train_recipe(SMOKE, given))
+
+
+def test_training_sees_nothing_of_the_evaluation():
+    train_items, texts, kinds = head_data(HeadData(prompts=300), HeadEvaluation(prompts=200, other_kinds=("ends_question", "bold")))
+    assert {i.meta["kind"] for i in kinds} == {"ends_question", "bold"} and not {i.meta["kind"] for i in train_items + texts} & {"ends_question", "bold"}
+    _, tokenizer = open_base("tiny")
+    ready = prepare_labels(train_items, tokenizer, longest=256, unseen=[*texts, *kinds])
+    by_id = {i.id: i for i in train_items}
+    used = [by_id[e.item] for e in ready.examples]
+    assert not {prompt_key(i) for i in used} & {prompt_key(i) for i in texts + kinds} and not {i.response for i in used} & {i.response for i in texts + kinds}
+    assert ready.report["examples"] + sum(ready.report["left out"].values()) == len(train_items)
+    for items in (texts, kinds): assert sum(i.gold_labels[0] for i in items) * 2 == len(items)
+
+
+def test_labels_are_true():
+    for i in labeled_items(verifiable_pairs(60, seed=9)): assert len(i.rubric) == 1 and i.gold_labels[0] == i.id.endswith("-met")
+
+
+def test_the_loss_is_that_of_the_two_labels_at_the_last_place():
+    net, tokenizer = open_base("tiny")
+    items = labeled_items(verifiable_pairs(10, seed=4))
+    ready = prepare_labels(items, tokenizer)
+    batch = LeftPadded(tokenizer.pad_token_id)([{"ids": e.ids, "label": e.label} for e in ready.examples[:5]])
+    labels = batch.pop("labels")
+    with torch.no_grad():
+        together = LabelLoss(ready.labels)(net(**batch), labels)
+        alone = []
+        for e in ready.examples[:5]:
+            z = net(torch.tensor([e.ids])).logits[0, -1, list(ready.labels)]
+            alone.append(float(torch.logsumexp(z, 0) - z[e.label]))
+    assert float(together) == pytest.approx(sum(alone) / 5, abs=1e-5)
+    with torch.no_grad(): assert float(LabelLoss(ready.labels)(net(**batch), labels, num_items_in_batch=10)) == pytest.approx(sum(alone) / 10, abs=1e-5)
+
+
+def test_the_trained_model_is_an_engine(finished):
+    result, folder = finished
+    items = labeled_items(verifiable_pairs(6, seed=5))
+    e = engine(f"hf:{result.folder}?dtype=float32", store=False)
+    grades = grade(items, e, prompt="grade/brief")
+    assert all(g.labels[0].prob is not None for g in grades) and result.steps == 12 and len(result.curve) == 4
+    net, tokenizer = open_base(str(result.folder))
+    ready = prepare_labels(items[:1], tokenizer, Grading(prompt="grade/brief"))
+    with torch.no_grad(): z = net(torch.tensor([ready.examples[0].ids])).logits[0, -1, list(ready.labels)]
+    assert float(torch.softmax(z, 0)[1]) == pytest.approx(grades[0].labels[0].prob, abs=1e-4) # trained and graded by the same prompt
+
+
+def test_a_run_that_broke_goes_on_as_if_it_had_not(finished, tmp_path, monkeypatch):
+    whole, folder = finished
+    calls = {"n": 0}
+    plain = LabelLoss.__call__
+    def breaks(self, *args, **kwargs):
+        calls["n"] += 1
+        if calls["n"] == 9: raise KeyboardInterrupt
+        return plain(self, *args, **kwargs)
+    monkeypatch.setattr(LabelLoss, "__call__", breaks)
+    with pytest.raises(KeyboardInterrupt): train(SMOKE, tmp_path / "broken")
+    monkeypatch.setattr(LabelLoss, "__call__", plain)
+    assert last_checkpoint(tmp_path / "broken").name == "checkpoint-6" and not (tmp_path / "broken" / "model").exists()
+    shutil.copytree(tmp_path / "broken" / "checkpoint-6", tmp_path / "broken" / "checkpoint-9")
+    (tmp_path / "broken" / "checkpoint-9" / "trainer_state.json").write_text('{"global_st') # killed while writing
+    again = train(SMOKE, tmp_path / "broken")
+    assert again.steps == 12 and [c["loss"] for c in again.curve] == pytest.approx([c["loss"] for c in whole.curve], abs=1e-3)
+    a, b = (torch.load(f / "checkpoint-12" / "optimizer.pt", weights_only=True)["state"] for f in (folder, tmp_path / "broken"))
+    assert all(torch.allclose(a[k]["exp_avg"], b[k]["exp_avg"], atol=1e-6) for k in a)
+    mine, theirs = (open_base(str(f / "model"))[0].state_dict() for f in (folder, tmp_path / "broken"))
+    assert all(torch.allclose(mine[k], theirs[k], atol=1e-5) for k in mine)
+
+
+def test_another_recipe_does_not_go_on_in_its_folder(finished):
+    with pytest.raises(ValueError, match="holds a run with seed=0, now it is 1"): train(SMOKE, finished[1], {"seed": 1})
+
+
+def test_adapters_are_merged_into_a_model(tmp_path):
+    pytest.importorskip("peft", reason="needs the extra: pip install 'rubriclab[hf]'")
+    r = train(SMOKE, tmp_path / "lora", {"lora": {"r": 4, "target_modules": "all-linear"}, "args.max_steps": 4})
+    assert r.after["held-out texts"]["n"] > 8 and (r.folder / "config.json").is_file() and not (r.folder / "adapter_config.json").exists()
+    p = plan_training(read_train_recipe(SMOKE, {"lora": {"r": 4, "target_modules": "all-linear"}}))
+    assert p.trained < p.weights / 10
+
+
+def test_a_plan_counts(tmp_path):
+    p = plan_training(read_train_recipe(SMOKE))
+    assert p.steps == 12 and p.trained == p.weights and p.fits and p.tokens == pytest.approx(12 * 8 * 140, rel=0.2)
+    done = command("train", SMOKE, "--plan", "-p", "args.max_steps", "7")
+    assert done.returncode == 0 and "7 steps" in done.stdout
+    assert "no figures for GPU 'abacus'" in command("train", SMOKE, "--plan", "--gpu", "abacus").stderr
+
+
+def test_the_command_trains_and_says_what_it_was_worth(tmp_path):
+    done = command("train", SMOKE, "--out", tmp_path / "run", "-p", "args.max_steps", "4")
+    assert done.returncode == 0 and "before" in done.stdout and "longer is better" in done.stdout and "4 steps" in done.stdout, done.stderr
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["steps"] == 4
+    assert "no training recipe 'judge-hat'" in command("train", "judge-hat").stderr
+    TrainRecipe.model_validate_json((tmp_path / "run" / "recipe.json").read_text())
