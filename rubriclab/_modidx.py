@@ -2068,6 +2068,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                         'rubriclab/training/rewards.py'),
                                             'rubriclab.training.rewards._rubric': ( 'training/rewards.html#_rubric',
                                                                                     'rubriclab/training/rewards.py'),
+                                            'rubriclab.training.rewards._without_none': ( 'training/rewards.html#_without_none',
+                                                                                          'rubriclab/training/rewards.py'),
                                             'rubriclab.training.rewards.best_of_n': ( 'training/rewards.html#best_of_n',
                                                                                       'rubriclab/training/rewards.py'),
                                             'rubriclab.training.rewards.column': ( 'training/rewards.html#column',

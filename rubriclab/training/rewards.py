@@ -124,7 +124,7 @@ def read_answer(reply: str) -> str | None: # A or B; None where none can be read
     found = re.findall(r"<answer>\s*([AB])\s*</answer>", reply, re.I) or re.findall(r"^\s*([AB])\s*$", reply)
     return found[-1].upper() if found else None
 
-# %% ../../nbs/training/00_rewards.ipynb #c50e7809
+# %% ../../nbs/training/00_rewards.ipynb #772efc99
 @dataclass
 class Layout:
     "1 where a completion has the layout asked for, else 0: a pattern that must match all of it."
@@ -168,11 +168,15 @@ class Checked:
 
     def __call__(self, prompts: Sequence[Any], completions: Sequence[str], columns: Columns) -> Values:
         rows = zip(completions, column(columns, self.column, "a reward by checker"), strict=True)
-        found = [[x.check(c) for x in constraints_of({"constraints": cs})] for c, cs in rows]
+        found = [[x.check(c) for x in constraints_of({"constraints": _without_none(cs)})] for c, cs in rows]
         if [] in found: raise ValueError(f"row {found.index([])} has no constraint in {self.column!r}, so no program can check it; leave it out")
         return [sum(x) / len(x) for x in found]
 
-# %% ../../nbs/training/00_rewards.ipynb #b3a023a8
+# %% ../../nbs/training/00_rewards.ipynb #431c2f41
+def _without_none(constraints: Sequence[Mapping[str, Any]] | None) -> list[dict[str, Any]]:
+    return [{"kind": c["kind"], "args": {k: v for k, v in (c.get("args") or {}).items() if v is not None}} for c in constraints or ()]
+
+# %% ../../nbs/training/00_rewards.ipynb #43265eba
 @dataclass
 class Mixed:
     "A weighted sum of scorers; it abstains where any part does."
@@ -194,7 +198,7 @@ class Ensemble:
         known = [[v for v in row if v is not None] for row in rows]
         return [None if len(k) < self.quorum or not k else min(k) if self.rule == "least" else sum(k) / len(k) for k in known]
 
-# %% ../../nbs/training/00_rewards.ipynb #9efd61fb
+# %% ../../nbs/training/00_rewards.ipynb #58761dd6
 @dataclass
 class LengthPenalty:
     "The inner value minus `per_word` for every word beyond `free`."
@@ -226,7 +230,7 @@ class Saturated:
     def __call__(self, prompts: Sequence[Any], completions: Sequence[str], columns: Columns) -> Values:
         return [None if v is None else self.top * math.tanh(v / self.top) for v in self.inner(prompts, completions, columns)]
 
-# %% ../../nbs/training/00_rewards.ipynb #42739235
+# %% ../../nbs/training/00_rewards.ipynb #edda66d4
 def spread(prompts: Sequence[Any], values: Values) -> float | None: # None where no group has two values
     "The mean standard deviation of values within groups. Without spread a group teaches nothing."
     known = [[values[n] for n in g if values[n] is not None] for g in groups_of(prompts)]
@@ -263,7 +267,7 @@ class AsyncReward(Reward):
     "The same for trainers that await their rewards: the scorer runs in a thread, also where an event loop is running already."
     async def __call__(self, *args: Any, **columns: Any) -> Values: return await asyncio.to_thread(Reward.__call__, self, *args, **columns)
 
-# %% ../../nbs/training/00_rewards.ipynb #57afc8c0
+# %% ../../nbs/training/00_rewards.ipynb #8334ddae
 def best_of_n(prompts: Sequence[Any], # requests
               candidates: Sequence[Sequence[str]], # of each
               scorer: Scorer, # what is wanted
