@@ -3,14 +3,14 @@
     python tests/test_recovery_rubricrag.py 1000
 
 Prompts by the power rule, from one large world (seed 10,000, 3,000 prompts; power .97 at alpha .025): F1 of random over zero-shot .092 (sd .282) needs 160, of retrieved over random .101 (sd .233) 91; agreement of zero-shot over
-retrieved, flipped, .059 (sd .251) needs 310.
+retrieved, flipped, .059 (sd .251) needs 310. That is for the mean world; the gap of the last differs from world to world (360 prompts found it in 948 of 1,000), so it gets half as many prompts again.
 """
 import sys, tempfile
 from concurrent.futures import ProcessPoolExecutor
 import pytest
 from rubriclab.lab.rubricrag import Arm, partings, planted_arms, planted_rag, rag_orderings, study_rag
 
-ORDER, PARTING = 200, 360 # prompts
+ORDER, PARTING = 200, 540 # prompts
 CHAIN = (("zero-shot", "random"), ("random", "retrieved"))
 
 

@@ -9,11 +9,11 @@ from rubriclab.data.records import prompt_key
 from rubriclab.data.verifiable import verifiable_pairs
 from rubriclab.engines.engine import engine
 from rubriclab.judges.pointwise import Grading, grade
-from rubriclab.training import judge_head
 from rubriclab.training.judge_head import HeadData, HeadEvaluation, LabelLoss, LeftPadded, head_data
 from rubriclab.training.labels import labeled_items, prepare_labels
-from rubriclab.training.recipe import TrainRecipe, last_checkpoint, open_base, read_train_recipe, train_recipes
+from rubriclab.training.recipe import TrainRecipe, last_checkpoint, open_base, read_train_recipe, train_recipes, typed_fields
 from rubriclab.training.run import plan_training, train
+from rubriclab.training.text import TextData, WAYS, check_mask, split_rows, text_trainer
 
 SMOKE = "judge-head-smoke"
 
@@ -30,8 +30,9 @@ def weights(folder): return {k: v for k, v in torch.load(folder / "optimizer.pt"
 @pytest.mark.parametrize("name", sorted(train_recipes()))
 def test_packaged_recipes_are_whole(name):
     r = read_train_recipe(name)
-    judge_head.typed_fields(HeadData, r.data, "data"), judge_head.typed_fields(HeadEvaluation, r.evaluation, "evaluation")
-    assert r.kind and name.startswith(r.kind)
+    if r.kind == "judge-head": typed_fields(HeadData, r.data, "data"), typed_fields(HeadEvaluation, r.evaluation, "evaluation")
+    else: typed_fields(TextData, r.data, "data")
+    assert name.startswith(r.kind)
 
 
 @pytest.mark.parametrize("given, says", [
@@ -134,3 +135,74 @@ def test_the_command_trains_and_says_what_it_was_worth(tmp_path):
     assert json.loads((tmp_path / "run" / "result.json").read_text())["steps"] == 4
     assert "no training recipe 'judge-hat'" in command("train", "judge-hat").stderr
     TrainRecipe.model_validate_json((tmp_path / "run" / "recipe.json").read_text())
+
+
+TEXT = ("generator-sft", "judge-sft", "reward-model", "policy-dpo")
+
+
+@pytest.mark.parametrize("kind", TEXT)
+def test_a_text_run_that_broke_goes_on_as_if_it_had_not(kind, tmp_path, monkeypatch):
+    pytest.importorskip("trl", reason="needs the extra: pip install 'rubriclab[train]'")
+    from transformers import Trainer
+    whole = train(f"{kind}-smoke", tmp_path / "whole")
+    plain, calls = Trainer.training_step, {"n": 0}
+    def breaks(self, *args, **kwargs):
+        calls["n"] += 1
+        if calls["n"] == 4: raise KeyboardInterrupt
+        return plain(self, *args, **kwargs)
+    with monkeypatch.context() as m:
+        m.setattr(Trainer, "training_step", breaks)
+        with pytest.raises(KeyboardInterrupt): train(f"{kind}-smoke", tmp_path / "broken")
+    assert last_checkpoint(tmp_path / "broken").name == "checkpoint-2"
+    again = train(f"{kind}-smoke", tmp_path / "broken")
+    assert again.steps == 4 and again.after["held out"]["loss"] == pytest.approx(whole.after["held out"]["loss"], abs=1e-3) and again.before == whole.before
+    assert again.curve[-1]["loss"] == pytest.approx(whole.curve[-1]["loss"], abs=1e-3)
+
+
+def test_contrasts_train_a_generator(tmp_path):
+    pytest.importorskip("trl", reason="needs the extra: pip install 'rubriclab[train]'")
+    from rubriclab.data.records import write_rows
+    from rubriclab.lab.batch import c2_file
+    from rubriclab.lab.c2 import planted_c2
+    world, planted = planted_c2(0.5, 4, 2.0)
+    write_rows(tmp_path / "pairs.jsonl", world.pairs(40, per_prompt=1))
+    c2_file(tmp_path / "pairs.jsonl", tmp_path / "c2", planted, planted)
+    done = train("policy-dpo-smoke", tmp_path / "run", {"kind": "generator-dpo", "data.source": str(tmp_path / "c2" / "dpo.jsonl"), "data.prompts": 10, "data.held_out": 0.4, "data.tokens": 4096})
+    assert done.steps == 4 and done.data["train"] + done.data["test"] == 10
+    with pytest.raises(ValueError, match="no list of messages"): train("policy-dpo-smoke", tmp_path / "bad", {"kind": "generator-dpo", "data.source": str(tmp_path / "pairs.jsonl")})
+
+
+def test_reasons_that_were_right_train_a_judge(tmp_path):
+    pytest.importorskip("trl", reason="needs the extra: pip install 'rubriclab[train]'")
+    from rubriclab.data.records import write_rows
+    from rubriclab.engines.engine import Engine
+    from rubriclab.engines.fake import FakeBackend, Skills, World
+    from rubriclab.lab.batch import judge_file
+    world = World(seed=4)
+    write_rows(tmp_path / "pairs.jsonl", world.pairs(20, per_prompt=1))
+    judge_file(tmp_path / "pairs.jsonl", tmp_path / "judged.jsonl", Engine(FakeBackend(world, Skills(p=0.8))), {"method": "direct", "readout": "generate"})
+    rows = list(WAYS["judge-sft"].rows(TextData(source=str(tmp_path / "judged.jsonl"), trace=True)))
+    judged = [json.loads(x) for x in open(tmp_path / "judged.jsonl")]
+    right = sum(v["winner"] == "chosen" for r in judged for v in r["verdicts"])
+    assert 0 < len(rows) == right < 40 and all("Winner: Response" in r["completion"][0]["content"] for _, r in rows)
+    with pytest.raises(ValueError, match="judge the file first"): list(WAYS["judge-sft"].rows(TextData(source=str(tmp_path / "pairs.jsonl"), trace=True)))
+
+
+def test_prompts_stay_on_one_side_and_nothing_is_cut():
+    _, tokenizer = open_base("tiny")
+    rows = [(f"p{n // 2}", {"prompt": [{"role": "user", "content": f"ask {n // 2}"}], "completion": [{"role": "assistant", "content": f"say {n} " + "more " * (400 if n == 7 else 1)}]}) for n in range(40)]
+    s = split_rows(iter([*rows, rows[0]]), TextData(held_out=0.3, tokens=200), tokenizer)
+    sides = [{r["prompt"][0]["content"] for r in part} for part in (s.train, s.test)]
+    assert not sides[0] & sides[1] and s.report["left out"] == {"repeated": 1, "too long": 1} and len(s.train) + len(s.test) == 39
+    with pytest.raises(ValueError, match="rows to train on"): split_rows(iter(rows[:2]), TextData(), tokenizer)
+    with pytest.raises(ValueError, match="completion alone"): check_mask({"labels": [1, 2, 3]})
+    check_mask({"labels": [-100, 2, 3]})
+
+
+@pytest.mark.parametrize("kind", TEXT)
+def test_text_recipes_are_planned_and_know_their_fields(kind, tmp_path):
+    pytest.importorskip("trl", reason="needs the extra: pip install 'rubriclab[train]'")
+    p = plan_training(read_train_recipe(f"{kind}-smoke"))
+    assert p.steps == 4 and p.examples > 5 and p.tokens > 4 * 2 * 50
+    with pytest.raises(ValueError, match="has no field"): plan_training(read_train_recipe(f"{kind}-smoke", {"args.learning_rat": 1}))
+    with pytest.raises(ValueError, match="has no field 'max_length'"): plan_training(read_train_recipe(f"{kind}-smoke", {"args.max_length": 9})) # the data says how long

@@ -347,7 +347,7 @@ def compare_rubrics(written: str, human: str, matcher: str | None, encoder: str 
         values = "  failed" if r["f1"] is None else f"{r['precision']:>10.3f}{r['recall']:>8.3f}{r['f1']:>8.3f}  [{r['low']:.3f}, {r['high']:.3f}]" if r["low"] is not None else f"{r['precision']:>10.3f}{r['recall']:>8.3f}{r['f1']:>8.3f}"
         click.echo(f"{r['matcher']:<9}{matching:<13}{numbers:<9}{'points' if r['weighted'] else 'none':<9}{values}" + (f"  ({r['failed']} failed)" if r["failed"] else ""))
 
-# %% ../../nbs/lab/05_cli.ipynb #b4268692
+# %% ../../nbs/lab/05_cli.ipynb #af57dad0
 @main.command()
 @click.argument("recipe")
 @click.option("-p", "parameters", type=(str, str), multiple=True, metavar="KEY VALUE", help="A field by dotted name, such as args.max_steps 40; wins over the recipe. Repeatable.")
@@ -355,17 +355,18 @@ def compare_rubrics(written: str, human: str, matcher: str | None, encoder: str 
 @click.option("--gpu", default="a100", show_default=True, help="With --plan: on which GPU.")
 @click.option("--plan", "planned", is_flag=True, help="Check every field, build the first batch, count; train nothing.")
 def train(recipe: str, parameters: tuple[tuple[str, str], ...], out: Path | None, gpu: str, planned: bool) -> None:
-    "Train by RECIPE, a packaged one (judge-head-smoke, judge-head-laptop, judge-head-gpu) or a YAML file. A run that was stopped goes on."
+    "Train by RECIPE, a packaged one such as judge-head-laptop, or a YAML file. A run that was stopped goes on."
     from rubriclab.training.recipe import read_train_recipe
     from rubriclab.training.run import plan_training, train
     if planned: return click.echo(str(plan_training(read_train_recipe(recipe, dict(parameters)), gpu)))
     done = train(recipe, out, dict(parameters))
-    for name in done.after:
-        before, after = done.before[name], done.after[name]
-        if after["auroc"] is None: continue
-        click.echo(f"{name}: AUROC {before['auroc']:.3f} [{before['low']:.3f}, {before['high']:.3f}] before, {after['auroc']:.3f} [{after['low']:.3f}, {after['high']:.3f}] after "
-                   f"(n={after['n']}); longer is better {after['longer is better']:.3f}")
-    click.echo(f"{done.steps} steps; the judge: hf:{done.folder} with --prompt grade/brief")
+    for name in done.after: click.echo(_worth(name, done.before[name], done.after[name]))
+    click.echo(f"{done.steps} steps; the model: hf:{done.folder}")
+
+def _worth(name: str, before: dict[str, Any], after: dict[str, Any]) -> str:
+    number = lambda d, k: f"{d[k]:.3f}" + (f" [{d['low']:.3f}, {d['high']:.3f}]" if k == "auroc" and "low" in d else "") if d.get(k) is not None else "none"
+    shown = [k for k in ("auroc", "accuracy", "loss", "longer is better") if k in after]
+    return f"{name} (n={after['n']}): " + "; ".join(f"{k} {number(before, k)} before, {number(after, k)} after" for k in shown)
 
 # %% ../../nbs/lab/05_cli.ipynb #2d05adba
 @main.command()

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['Kind', 'TrainRecipe', 'known_only', 'typed_fields', 'trainer_args', 'train_recipes', 'read_train_recipe', 'open_base',
-           'last_checkpoint']
+           'last_checkpoint', 'TrainResult', 'curve_of', 'save_model', 'with_lora']
 
-# %% ../../nbs/training/02_recipe.ipynb #47c743bf
-import dataclasses, difflib, json
+# %% ../../nbs/training/02_recipe.ipynb #a5073cfd
+import dataclasses, difflib, json, os, shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -18,8 +18,8 @@ from ..core.types import Frozen, Meta, Value
 from ..engines.bundled import WHEELS, fetch
 from ..engines.hf import no_bars
 
-# %% ../../nbs/training/02_recipe.ipynb #52ae8761
-Kind = Literal["judge-head"]
+# %% ../../nbs/training/02_recipe.ipynb #25d65393
+Kind = Literal["judge-head", "generator-sft", "judge-sft", "reward-model", "generator-dpo", "policy-dpo"]
 
 class TrainRecipe(Value):
     "A training run."
@@ -109,3 +109,32 @@ def last_checkpoint(folder: Path, # of a run
         except (OSError, ValueError, KeyError, TypeError): return False
     found = [p for p in folder.glob("checkpoint-*") if whole(p)]
     return max(found, key=lambda p: int(p.name.rpartition("-")[2]), default=None)
+
+# %% ../../nbs/training/02_recipe.ipynb #719e097f
+class TrainResult(Value):
+    "A finished run: where the weights are, how the loss went, what it was worth before and after."
+    folder: Path
+    steps: int
+    curve: tuple[dict[str, float], ...] # step, loss, learning rate
+    data: dict[str, Any] # what was trained on
+    before: dict[str, Any] # by name of what was tested
+    after: dict[str, Any]
+
+def curve_of(trainer: Any) -> tuple[dict[str, float], ...]:
+    "What a trainer logged of its loss."
+    return tuple({k: float(x[k]) for k in ("step", "loss", "learning_rate") if k in x} for x in trainer.state.log_history if "loss" in x)
+
+def save_model(net: Any, tokenizer: Any, folder: Path) -> None:
+    "In one step: a reader sees no model, or a whole one."
+    draft = folder.with_name(f".{folder.name}.{os.getpid()}")
+    shutil.rmtree(draft, ignore_errors=True)
+    with no_bars(): net.save_pretrained(str(draft)); tokenizer.save_pretrained(str(draft))
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(draft, folder)
+
+def with_lora(net: Any, recipe: TrainRecipe) -> Any:
+    "The model, with the adapter that the recipe asks for."
+    if recipe.lora is None: return net
+    from peft import LoraConfig, get_peft_model
+    known_only(recipe.lora, [f.name for f in dataclasses.fields(LoraConfig)], "lora")
+    return get_peft_model(net, LoraConfig(task_type="CAUSAL_LM", **recipe.lora))
