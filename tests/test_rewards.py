@@ -89,6 +89,10 @@ def test_metrics_say_what_was_paid():
     assert reply_text([{"role": "assistant", "content": "a"}, {"role": "tool", "content": "x"}, {"role": "assistant", "content": "b"}]) == "a\nb"
 
 
+def test_a_reward_without_spread_warns():
+    with pytest.warns(UserWarning, match="flat pays every completion of a group alike"): Reward(lambda p, c, k: [1.0] * len(p), "flat")(["a", "a"], ["x", "y"], log_metric=lambda n, v: None)
+
+
 def test_a_missing_column_is_one_clear_error():
     with pytest.raises(ValueError, match="needs the column 'rubric'; the data has reference"): ByRubric(FAKE)(["a"], ["b"], {"reference": ["c"]})
     with pytest.raises(ValueError, match="2 values for 1"): Reward(lambda p, c, k: [1.0, 2.0], "odd")(["a"], ["b"])

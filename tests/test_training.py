@@ -13,7 +13,7 @@ from rubriclab.training.judge_head import HeadData, HeadEvaluation, LabelLoss, L
 from rubriclab.training.labels import labeled_items, prepare_labels
 from rubriclab.training.recipe import TrainRecipe, last_checkpoint, open_base, read_train_recipe, train_recipes, typed_fields
 from rubriclab.training.run import plan_training, train
-from rubriclab.training.text import TextData, WAYS, check_mask, split_rows, text_trainer
+from rubriclab.training.text import PaidBy, TextData, WAYS, check_mask, reward_of, split_rows
 
 SMOKE = "judge-head-smoke"
 
@@ -206,3 +206,38 @@ def test_text_recipes_are_planned_and_know_their_fields(kind, tmp_path):
     assert p.steps == 4 and p.examples > 5 and p.tokens > 4 * 2 * 50
     with pytest.raises(ValueError, match="has no field"): plan_training(read_train_recipe(f"{kind}-smoke", {"args.learning_rat": 1}))
     with pytest.raises(ValueError, match="has no field 'max_length'"): plan_training(read_train_recipe(f"{kind}-smoke", {"args.max_length": 9})) # the data says how long
+
+
+@pytest.mark.parametrize("kind", ["generator-grpo", "policy-grpo"])
+def test_a_policy_is_paid_and_goes_on(kind, tmp_path):
+    pytest.importorskip("trl", reason="needs the extra: pip install 'rubriclab[train]'")
+    done = train(f"{kind}-smoke", tmp_path / "run")
+    assert done.steps == 2 and done.after["held out"]["reward"] >= 0 and done.after["held out"]["n"] > 1
+    shutil.rmtree(tmp_path / "run" / "model"); shutil.rmtree(tmp_path / "run" / "checkpoint-2")
+    first = torch.load(tmp_path / "run" / "checkpoint-1" / "optimizer.pt", weights_only=True)["state"]
+    again = train(f"{kind}-smoke", tmp_path / "run")
+    assert again.steps == 2 and again.before == done.before and first # its buffer is written anew: the state goes on, the loss need not be the same
+    p = plan_training(read_train_recipe(f"{kind}-smoke"))
+    assert p.steps == 2 and p.tokens > 2 * 2 * 8
+
+
+def test_a_verifier_is_paid_as_c2_pays(tmp_path):
+    pytest.importorskip("trl", reason="needs the extra: pip install 'rubriclab[train]'")
+    from rubriclab.data.records import write_rows
+    from rubriclab.lab.batch import c2_file
+    from rubriclab.lab.c2 import planted_c2
+    world, planted = planted_c2(0.5, 4, 2.0)
+    write_rows(tmp_path / "pairs.jsonl", world.pairs(12, per_prompt=1))
+    c2_file(tmp_path / "pairs.jsonl", tmp_path / "c2", planted, planted)
+    done = train("policy-grpo-smoke", tmp_path / "run", {"kind": "verifier-grpo", "data.source": str(tmp_path / "c2" / "verifier.jsonl"), "data.tokens": 4096})
+    assert done.steps == 2 and -1 <= done.after["held out"]["reward"] < 0 # a random model writes no verdict: -1 with a rubric, -0.7 without
+
+
+def test_rewards_of_recipes_know_their_fields():
+    recipe = lambda **given: plan_training(read_train_recipe("policy-grpo-smoke", given))
+    pytest.importorskip("trl", reason="needs the extra: pip install 'rubriclab[train]'")
+    for given, says in (({"reward.judg": "x"}, "did you mean 'judge'"), ({"reward.by": "taste"}, "reward, field by"), ({"reward.veto": 0.5}, "needs free_words"), ({"args.num_generation": 4}, "did you mean 'num_generations'")):
+        with pytest.raises(ValueError, match=says): recipe(**given)
+    r = reward_of("policy-grpo", PaidBy(by="rubric", judge="fake:world?seed=5", held_out="checker", free_words=5, veto=0.5))
+    assert r.__name__ == "rubric" and type(r.held_out).__name__ == "Checked" and type(r.scorer).__name__ == "Veto"
+

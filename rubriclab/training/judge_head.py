@@ -6,7 +6,7 @@
 __all__ = ['HOW', 'HeadData', 'HeadEvaluation', 'head_data', 'LabelLoss', 'LeftPadded', 'head_trainer', 'label_auroc',
            'train_judge_head']
 
-# %% ../../nbs/training/03_judge_head.ipynb #5b5cc4c1
+# %% ../../nbs/training/03_judge_head.ipynb #d569937f
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ from ..data.verifiable import verifiable_pairs
 from ..engines.engine import Engine, engine
 from ..engines.hf import no_bars
 from ..judges.pointwise import Grading, grade
-from .labels import Example, Prepared, labeled_items, prepare_labels
+from .labels import Prepared, labeled_items, prepare_labels
 from .recipe import TrainRecipe, TrainResult, curve_of, last_checkpoint, open_base, save_model, trainer_args, typed_fields, with_lora
 
 if TYPE_CHECKING: import torch

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['labeled_items', 'Example', 'Prepared', 'label_tokens', 'prepare_labels']
 
-# %% ../../nbs/training/01_labels.ipynb #3e56dcd2
+# %% ../../nbs/training/01_labels.ipynb #6ac9186e
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
-from ..core.types import Item, Pair, Rubric, Criterion, Scale, Value, as_text
+from ..core.types import Item, Pair, Rubric, Criterion, Scale, as_text
 from ..data.records import prompt_key
 from ..data.verifiable import constraints_of
 from ..engines.hf import render
@@ -31,7 +31,7 @@ def labeled_items(pairs: Iterable[Pair], # with `constraints` in their meta
         out += [Item(id=f"{p.id}-{name}", prompt=p.prompt, response=text, rubric=rubric, gold_labels=(met,), source=p.source, meta=meta) for name, text, met in (("met", good, True), ("not", bad, False))]
     return out
 
-# %% ../../nbs/training/01_labels.ipynb #a4ceb45d
+# %% ../../nbs/training/01_labels.ipynb #747b8c5d
 class Example(NamedTuple):
     "One prompt, up to where the label begins, and the place of the right label on the scale."
     item: str
@@ -56,6 +56,7 @@ def label_tokens(tokenizer: Any, # of the model to train
         raise ValueError(f"the labels {', '.join(scale.labels)} do not differ in their first token; train on labels that do, such as yes and no")
     return tuple(w[at] for w in whole)
 
+# %% ../../nbs/training/01_labels.ipynb #5338207f
 def prepare_labels(items: Sequence[Item], # with `gold_labels`, one criterion each or more
                    tokenizer: Any, # with a chat template
                    how: Grading = Grading(prompt="grade/brief"), # as the judge will be asked

@@ -18,8 +18,8 @@ from ..core.types import Frozen, Meta, Value
 from ..engines.bundled import WHEELS, fetch
 from ..engines.hf import no_bars
 
-# %% ../../nbs/training/02_recipe.ipynb #25d65393
-Kind = Literal["judge-head", "generator-sft", "judge-sft", "reward-model", "generator-dpo", "policy-dpo"]
+# %% ../../nbs/training/02_recipe.ipynb #ec717af3
+Kind = Literal["judge-head", "generator-sft", "judge-sft", "reward-model", "generator-dpo", "policy-dpo", "verifier-grpo", "generator-grpo", "policy-grpo"]
 
 class TrainRecipe(Value):
     "A training run."
@@ -27,6 +27,7 @@ class TrainRecipe(Value):
     base: str = "smollm2" # a bundled model, a folder, a name on the hub, or `tiny`, a random model for tests
     data: Meta = Frozen() # what it is trained on; fields by kind
     evaluation: Meta = Frozen() # what it is tested on; fields by kind
+    reward: Meta = Frozen() # of the GRPO kinds
     lora: Meta | None = None
     args: Meta = Frozen()
     seed: int = 0

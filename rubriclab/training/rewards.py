@@ -8,8 +8,8 @@ __all__ = ['Values', 'Columns', 'Scorer', 'reply_text', 'request_of', 'column', 
            'Mixed', 'Ensemble', 'LengthPenalty', 'Veto', 'Saturated', 'spread', 'Reward', 'AsyncReward', 'best_of_n',
            'rejection_sample']
 
-# %% ../../nbs/training/00_rewards.ipynb #ecf3367b
-import asyncio, math, re
+# %% ../../nbs/training/00_rewards.ipynb #ff6af68e
+import asyncio, math, re, warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
@@ -230,7 +230,7 @@ class Saturated:
     def __call__(self, prompts: Sequence[Any], completions: Sequence[str], columns: Columns) -> Values:
         return [None if v is None else self.top * math.tanh(v / self.top) for v in self.inner(prompts, completions, columns)]
 
-# %% ../../nbs/training/00_rewards.ipynb #edda66d4
+# %% ../../nbs/training/00_rewards.ipynb #b4189a4d
 def spread(prompts: Sequence[Any], values: Values) -> float | None: # None where no group has two values
     "The mean standard deviation of values within groups. Without spread a group teaches nothing."
     known = [[values[n] for n in g if values[n] is not None] for g in groups_of(prompts)]
@@ -238,7 +238,7 @@ def spread(prompts: Sequence[Any], values: Values) -> float | None: # None where
     return sum(found) / len(found) if found else None
 
 class Reward:
-    "A scorer as TRL's trainers call it: `reward_funcs=[Reward(...)]`. It logs abstentions, spread, length and, where given, a held-out scorer that is not paid."
+    "A scorer as TRL's trainers call it: `reward_funcs=[Reward(...)]`. It logs abstentions, spread (and warns where there is none), length and, where given, a held-out scorer that is not paid."
     def __init__(self, scorer: Scorer, # what is paid
                  name: str | None = None, # in TRL's logs
                  held_out: Scorer | None = None, # a second judge, or the checker: the gap to it is how reward hacking is seen
@@ -254,6 +254,7 @@ class Reward:
 
     def _log(self, log: Callable[[str, float], None], prompts: Sequence[Any], texts: Sequence[str], values: Values, columns: Columns) -> None:
         within = spread(prompts, values)
+        if within == 0: warnings.warn(f"{self.__name__} pays every completion of a group alike: nothing can be learned from this step", stacklevel=3)
         found = {"abstained": sum(v is None for v in values) / max(len(values), 1), "words": sum(len(t.split()) for t in texts) / max(len(texts), 1), "spread": within}
         if self.held_out is not None: found["held_out"] = _known_mean(self.held_out(prompts, texts, columns))
         for name, v in found.items():

@@ -45,7 +45,7 @@ def _write(path: Path, text: str) -> None:
     part.write_text(text, encoding="utf-8")
     os.replace(part, path)
 
-# %% ../../nbs/training/05_run.ipynb #121aabc7
+# %% ../../nbs/training/05_run.ipynb #3f970a99
 GPUS = {"a100": (312.0, 80), "h100": (989.0, 80), "h200": (989.0, 141), "l40s": (362.0, 48), "rtx4090": (165.0, 24)} # dense bf16 TFLOPS and GB, from the makers' data sheets
 USED = 0.35 # share of the peak that training usually reaches
 
@@ -68,6 +68,7 @@ class TrainPlan(Value):
         return (f"{self.examples:,} examples (left out: {out}), {self.steps:,} steps, {self.tokens:,} tokens\n{self.weights / 1e6:,.0f} million weights, {self.trained / 1e6:,.1f} million of them trained; "
                 f"{self.memory_gb:,.1f} GB and activations, {'which fits' if self.fits else 'which does NOT fit'} one {self.gpu}; about {self.hours:.2f} hours there at {USED:.0%} of its peak; {self.disk_gb:,.1f} GB of checkpoints")
 
+# %% ../../nbs/training/05_run.ipynb #ec13b72a
 def plan_training(recipe: TrainRecipe, # what to do
                   gpu: str = "a100", # a name in `GPUS`
                  ) -> TrainPlan:
@@ -91,7 +92,7 @@ def _planned_text(recipe: TrainRecipe, folder: Path) -> tuple[Any, dict[str, Any
 def _counted(report: Mapping[str, Any], args: Any, net: Any, gpu: str) -> TrainPlan:
     n, batch = report["examples"], args.per_device_train_batch_size * args.gradient_accumulation_steps
     steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * math.ceil(n / batch))
-    tokens = round(steps * batch * report["tokens"]["total"] / (n + report.get("test", 0)))
+    tokens = round(steps * batch * (report["tokens"]["total"] / (n + report.get("test", 0)) + getattr(args, "max_completion_length", 0))) # GRPO writes as much at most
     weights, trained = sum(p.numel() for p in net.parameters()), sum(p.numel() for p in net.parameters() if p.requires_grad)
     memory, (speed, room) = (4 * weights + 12 * trained) / 1e9, GPUS[gpu]
     kept = args.save_total_limit or (max(1, int(steps // args.save_steps)) if args.save_steps >= 1 else 1)
