@@ -189,7 +189,7 @@ def split_rows(found: Iterator[tuple[str, Row]], # with the keys of their prompt
     histogram = dict(sorted(Counter(128 * (x // 128) for x in s).items()))
     return Split(parts[False], parts[True], {"train": len(parts[False]), "test": len(parts[True]), "left out": dict(counts), "tokens": {"median": s[len(s) // 2], "most": s[-1], "total": sum(s), "histogram": histogram}, "first": whole[0]})
 
-# %% ../../nbs/training/04_text.ipynb #87e6a8a5
+# %% ../../nbs/training/04_text.ipynb #60303f37
 def text_trainer(recipe: TrainRecipe, # of a kind in `WAYS`
                  out: Path, # for checkpoints
                 ) -> tuple[Any, Any, Split]: # TRL's trainer ready to start, tokenizer, rows
@@ -224,6 +224,7 @@ def check_mask(row: Mapping[str, Any]) -> None: # a row as TRL prepared it
     learned = [x != -100 for x in row["labels"]]
     if not learned[-1] or all(learned) or learned != sorted(learned): raise ValueError("the loss would not be that of the completion alone; the chat template of this model hides where the reply begins")
 
+# %% ../../nbs/training/04_text.ipynb #01dd9b67
 @contextmanager
 def quiet() -> Iterator[None]:
     "Without the bars of datasets and the loading reports of transformers."
@@ -238,6 +239,7 @@ def quiet() -> Iterator[None]:
         logging.set_verbosity(level)
         if shown: datasets.enable_progress_bars()
 
+# %% ../../nbs/training/04_text.ipynb #545e3e81
 def train_text(recipe: TrainRecipe, out: Path) -> TrainResult:
     "Train, or go on from the last whole checkpoint in `out`; the held-out loss before and after, and the share of held-out pairs that are ordered rightly."
     trainer, tokenizer, split = text_trainer(recipe, out)
