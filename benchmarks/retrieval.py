@@ -54,7 +54,8 @@ def main():
         texts, queries = read(data / file)
         with tempfile.TemporaryDirectory() as d:
             index = build_index((Item(id=i, prompt=t) for t, i in texts.items()), Path(d) / "i", e, progress=False)
-            print(f"{name}: {len(queries)} queries, {len(texts)} texts; BM25 with the scores of bm25s alone in {same_as_bm25s(texts, queries, index)[0]:.1%} of queries, its order in {same_as_bm25s(texts, queries, index)[1]:.1%}", flush=True)
+            scores, ranks = same_as_bm25s(texts, queries, index)
+            print(f"{name}: {len(queries)} queries, {len(texts)} texts; BM25 with the scores of bm25s alone in {scores:.1%} of queries, its order in {ranks:.1%}", flush=True)
             gains = {}
             for method in ("bm25", "dense", "hybrid"):
                 hits = index.search([q for q, _ in queries], 10, method)

@@ -9,7 +9,7 @@ __all__ = ['STAND_IN', 'CLAIMS', 'MEASURES', 'Arm', 'arms_of', 'plain_arms', 'le
            'matcher_rows', 'plot_arms', 'plot_k', 'plot_nearness', 'plot_parting', 'PlantedEncoder', 'planted_rag',
            'planted_arms']
 
-# %% ../../nbs/lab/08_rubricrag.ipynb #82e6fb7e
+# %% ../../nbs/lab/08_rubricrag.ipynb #ffd9adc4
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -26,7 +26,7 @@ from .report import _axes, _close, number
 from ..retrieval.index import Index, build_index
 from ..rubrics.rubricrag import WITHOUT_MODEL, Strategy, Writing, Written, criteria_index, tagged, write_from_neighbors
 from ..rubrics.similarity import Matcher, by_meaning, by_model, by_words, compare_rubrics, likenesses, match, validate_matcher
-from ..rubrics.utility import Judged, Scores, compare_correlations, good_over_bad, agreement, score_answers, utility_row
+from ..rubrics.utility import PER_PROMPT, Judged, Scores, compare_correlations, score_answers, utility_row
 
 if TYPE_CHECKING: from matplotlib.figure import Figure
 
@@ -239,13 +239,12 @@ def rag_text(summary: Sequence[Mapping[str, Any]]) -> str: # for a terminal
         lines += [f"  {name}: {span(e['value'], e['low'], e['high'])} (n={e['n']}, {e['failed']} failed)" for name, e in (s["use"] or {}).items()]
     return "\n".join(lines)
 
-# %% ../../nbs/lab/08_rubricrag.ipynb #32314857
+# %% ../../nbs/lab/08_rubricrag.ipynb #48fa2744
 CLAIMS = (("zero-shot", "random"), ("random", "retrieved"), ("fixed", "retrieved"), ("zero-shot", "retrieved"), ("copy", "retrieved"))
 MEASURES = ("f1", "correlation", "good over bad", "agreement")
-_OF = {"good over bad": good_over_bad, "agreement": agreement}
 
 def _values(rows: Sequence[Mapping[str, Any]], measure: str) -> list[float | None]:
-    return [r["f1"] for r in rows] if measure == "f1" else [_OF[measure](j) for j in judged_of(rows)]
+    return [r["f1"] for r in rows] if measure == "f1" else [PER_PROMPT[measure](j) for j in judged_of(rows)]
 
 def _pair(arms: Mapping[str, Sequence[Mapping[str, Any]]], worse: str, better: str) -> tuple[list[Mapping[str, Any]], list[Mapping[str, Any]]]:
     "The rows of two arms on the prompts that both have."

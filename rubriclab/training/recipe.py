@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Kind', 'TrainRecipe', 'known_only', 'typed_fields', 'trainer_args', 'train_recipes', 'read_train_recipe', 'open_base',
-           'last_checkpoint', 'TrainResult', 'curve_of', 'save_model', 'with_lora']
+           'last_checkpoint', 'TrainResult', 'curve_of', 'write_text', 'save_model', 'with_lora']
 
 # %% ../../nbs/training/02_recipe.ipynb #a5073cfd
 import dataclasses, difflib, json, os, shutil
@@ -111,7 +111,7 @@ def last_checkpoint(folder: Path, # of a run
     found = [p for p in folder.glob("checkpoint-*") if whole(p)]
     return max(found, key=lambda p: int(p.name.rpartition("-")[2]), default=None)
 
-# %% ../../nbs/training/02_recipe.ipynb #719e097f
+# %% ../../nbs/training/02_recipe.ipynb #8d99ea3d
 class TrainResult(Value):
     "A finished run: where the weights are, how the loss went, what it was worth before and after."
     folder: Path
@@ -124,6 +124,12 @@ class TrainResult(Value):
 def curve_of(trainer: Any) -> tuple[dict[str, float], ...]:
     "What a trainer logged of its loss."
     return tuple({k: float(x[k]) for k in ("step", "loss", "learning_rate") if k in x} for x in trainer.state.log_history if "loss" in x)
+
+def write_text(path: Path, text: str) -> None:
+    "In one step: a reader sees the old file or the new one."
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)
 
 def save_model(net: Any, tokenizer: Any, folder: Path) -> None:
     "In one step: a reader sees no model, or a whole one."

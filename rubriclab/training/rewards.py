@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['Values', 'Columns', 'Scorer', 'reply_text', 'request_of', 'column', 'ByRubric', 'AgainstReference', 'groups_of',
            'Ranked', 'VerifierTargets', 'read_answer', 'Layout', 'LikeHuman', 'Distinct', 'WithinLength', 'Checked',
-           'Mixed', 'Ensemble', 'LengthPenalty', 'Veto', 'Saturated', 'spread', 'Reward', 'AsyncReward', 'best_of_n',
-           'rejection_sample']
+           'Mixed', 'Ensemble', 'LengthPenalty', 'Veto', 'Saturated', 'spread', 'Reward', 'AsyncReward',
+           'score_candidates', 'best_of_n', 'rejection_sample']
 
 # %% ../../nbs/training/00_rewards.ipynb #ff6af68e
 import asyncio, math, re, warnings
@@ -268,31 +268,28 @@ class AsyncReward(Reward):
     "The same for trainers that await their rewards: the scorer runs in a thread, also where an event loop is running already."
     async def __call__(self, *args: Any, **columns: Any) -> Values: return await asyncio.to_thread(Reward.__call__, self, *args, **columns)
 
-# %% ../../nbs/training/00_rewards.ipynb #8334ddae
-def best_of_n(prompts: Sequence[Any], # requests
-              candidates: Sequence[Sequence[str]], # of each
-              scorer: Scorer, # what is wanted
-              columns: Columns | None = None, # of the prompts
-             ) -> list[int | None]: # the place of the best candidate, the first of equal ones; None where all abstain
-    "Choose by a reward."
+# %% ../../nbs/training/00_rewards.ipynb #efac7b3b
+def score_candidates(prompts: Sequence[Any], # requests
+                     candidates: Sequence[Sequence[str]], # of each
+                     scorer: Scorer, # what is wanted
+                     columns: Columns | None = None, # of the prompts
+                    ) -> list[Values]: # of each prompt, one a candidate
+    "All candidates in one call."
     flat = [(n, c) for n, cs in enumerate(candidates) for c in cs]
     values = iter(scorer([prompts[n] for n, _ in flat], [c for _, c in flat], {k: [v[n] for n, _ in flat] for k, v in (columns or {}).items()}))
-    out = []
-    for cs in candidates:
-        mine = [next(values) for _ in cs]
-        out.append(max((k for k, v in enumerate(mine) if v is not None), key=lambda k: (mine[k], -k), default=None))
-    return out
+    return [[next(values) for _ in cs] for cs in candidates]
 
-def rejection_sample(prompts: Sequence[Any], # requests
+def best_of_n(prompts: Sequence[Any], candidates: Sequence[Sequence[str]], scorer: Scorer, columns: Columns | None = None) -> list[int | None]: # places
+    "The best candidate of each prompt by a reward, the first of equal ones; None where all abstain. Arguments as of `score_candidates`."
+    found = score_candidates(prompts, candidates, scorer, columns)
+    return [max((k for k, v in enumerate(mine) if v is not None), key=lambda k: (mine[k], -k), default=None) for mine in found]
+
+def rejection_sample(prompts: Sequence[Any], # as of `score_candidates`
                      candidates: Sequence[Sequence[str]], # of each
                      scorer: Scorer, # what is wanted
                      least: float, # value from which on a candidate is kept
                      columns: Columns | None = None, # of the prompts
                     ) -> list[list[str]]: # the kept ones of each prompt, in the order given
     "Keep what is good enough to train on."
-    flat = [(n, c) for n, cs in enumerate(candidates) for c in cs]
-    values = scorer([prompts[n] for n, _ in flat], [c for _, c in flat], {k: [v[n] for n, _ in flat] for k, v in (columns or {}).items()})
-    out: list[list[str]] = [[] for _ in prompts]
-    for (n, c), v in zip(flat, values):
-        if v is not None and v >= least: out[n].append(c)
-    return out
+    found = score_candidates(prompts, candidates, scorer, columns)
+    return [[c for c, v in zip(cs, mine) if v is not None and v >= least] for cs, mine in zip(candidates, found)]

@@ -5,19 +5,18 @@
 # %% auto #0
 __all__ = ['TRAINERS', 'GPUS', 'USED', 'train', 'TrainPlan', 'plan_training']
 
-# %% ../../nbs/training/05_run.ipynb #c67eaca5
-import json, math, os, tempfile
+# %% ../../nbs/training/05_run.ipynb #195456e8
+import json, math, tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 from ..core.settings import settings
 from ..core.types import Value
-from .judge_head import HOW, HeadData, HeadEvaluation, head_data, head_trainer, train_judge_head
-from .labels import prepare_labels
-from .recipe import TrainRecipe, TrainResult, open_base, read_train_recipe, typed_fields
+from .judge_head import head_run, train_judge_head
+from .recipe import TrainRecipe, TrainResult, read_train_recipe, write_text
 from .text import WAYS, text_trainer, train_text
 
-# %% ../../nbs/training/05_run.ipynb #941f2f74
+# %% ../../nbs/training/05_run.ipynb #513633ba
 TRAINERS: dict[str, Callable[[TrainRecipe, Path], TrainResult]] = {"judge-head": train_judge_head, **dict.fromkeys(WAYS, train_text)}
 
 def train(recipe: TrainRecipe | str | Path, # a recipe, a packaged one's name, or a file
@@ -30,20 +29,14 @@ def train(recipe: TrainRecipe | str | Path, # a recipe, a packaged one's name, o
     folder.mkdir(parents=True, exist_ok=True)
     _same_recipe(r, folder)
     result = TRAINERS[r.kind](r, folder)
-    _write(folder / "result.json", result.to_json())
+    write_text(folder / "result.json", result.to_json())
     return result
 
 def _same_recipe(recipe: TrainRecipe, folder: Path) -> None:
     path, now = folder / "recipe.json", recipe.model_dump(mode="json")
-    if not path.is_file(): return _write(path, json.dumps(now, indent=1))
+    if not path.is_file(): return write_text(path, json.dumps(now, indent=1))
     old = json.loads(path.read_text(encoding="utf-8"))
     if changed := [k for k in now if old.get(k) != now[k]]: raise ValueError(f"{folder.name} holds a run with {changed[0]}={old.get(changed[0])!r}, now it is {now[changed[0]]!r}; name another folder, or remove it")
-
-def _write(path: Path, text: str) -> None:
-    "In one step."
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
 
 # %% ../../nbs/training/05_run.ipynb #3f970a99
 GPUS = {"a100": (312.0, 80), "h100": (989.0, 80), "h200": (989.0, 141), "l40s": (362.0, 48), "rtx4090": (165.0, 24)} # dense bf16 TFLOPS and GB, from the makers' data sheets
@@ -68,7 +61,7 @@ class TrainPlan(Value):
         return (f"{self.examples:,} examples (left out: {out}), {self.steps:,} steps, {self.tokens:,} tokens\n{self.weights / 1e6:,.0f} million weights, {self.trained / 1e6:,.1f} million of them trained; "
                 f"{self.memory_gb:,.1f} GB and activations, {'which fits' if self.fits else 'which does NOT fit'} one {self.gpu}; about {self.hours:.2f} hours there at {USED:.0%} of its peak; {self.disk_gb:,.1f} GB of checkpoints")
 
-# %% ../../nbs/training/05_run.ipynb #ec13b72a
+# %% ../../nbs/training/05_run.ipynb #a5cbc663
 def plan_training(recipe: TrainRecipe, # what to do
                   gpu: str = "a100", # a name in `GPUS`
                  ) -> TrainPlan:
@@ -79,11 +72,8 @@ def plan_training(recipe: TrainRecipe, # what to do
     return _counted(report, trainer.args, trainer.model, gpu)
 
 def _planned_head(recipe: TrainRecipe, folder: Path) -> tuple[Any, dict[str, Any]]: # trainer, report of the data
-    d, e = typed_fields(HeadData, recipe.data, "data"), typed_fields(HeadEvaluation, recipe.evaluation, "evaluation")
-    train_items, texts, kinds = head_data(d, e)
-    net, tokenizer = open_base(recipe.base)
-    ready = prepare_labels(train_items, tokenizer, HOW, d.tokens, [*texts, *kinds])
-    return head_trainer(recipe, ready, net, tokenizer, folder), ready.report
+    run = head_run(recipe, folder)
+    return run.trainer, run.ready.report
 
 def _planned_text(recipe: TrainRecipe, folder: Path) -> tuple[Any, dict[str, Any]]:
     trainer, _, split = text_trainer(recipe, folder)

@@ -7,7 +7,7 @@ __all__ = ['Row', 'WAYS', 'TextData', 'generator_rows', 'judge_rows', 'pair_rows
            'verifier_grpo_rows', 'generator_grpo_rows', 'policy_grpo_rows', 'Way', 'Split', 'split_rows',
            'text_trainer', 'check_mask', 'quiet', 'train_text']
 
-# %% ../../nbs/training/04_text.ipynb #f0423ec3
+# %% ../../nbs/training/04_text.ipynb #30e30255
 import copy, json, tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -28,9 +28,9 @@ from ..judges.margin import DIRECT, shown_orders, verdict_chat
 from ..judges.pairwise import PROMPTS
 from ..rubrics.rubricrag import Writing, points_text, rag_chat
 from .rewards import ByRubric, Checked, Distinct, Layout, LengthPenalty, LikeHuman, Mixed, Reward, Scorer, Veto, VerifierTargets, WithinLength
-from .recipe import TrainRecipe, TrainResult, curve_of, last_checkpoint, open_base, save_model, trainer_args, typed_fields, with_lora
+from .recipe import TrainRecipe, TrainResult, curve_of, last_checkpoint, open_base, save_model, trainer_args, typed_fields, with_lora, write_text
 
-# %% ../../nbs/training/04_text.ipynb #7935a291
+# %% ../../nbs/training/04_text.ipynb #f4045efe
 class TextData(Value):
     "Where rows come from, and which are kept for the evaluation."
     source: str = "verifiable" # `verifiable`, `clusters` (the written set), a public set with rubrics (generator-sft), or a file
@@ -44,6 +44,7 @@ Row = dict[str, Any] # in TRL's formats: lists of messages
 
 def _said(text: str) -> list[dict[str, str]]: return [{"role": "assistant", "content": text}]
 def _asked(chat: Chat) -> list[dict[str, str]]: return [m.model_dump() for m in chat.messages]
+def _rubric_wanted(i: Item) -> list[dict[str, str]]: return _asked(rag_chat(i, [], Writing(most=len(i.rubric)))[0]) # as the zero-shot writer is asked
 def _turns(prompt: Any) -> list[dict[str, str]]: return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [m.model_dump() for m in prompt]
 
 def _records(d: TextData) -> list[Item]:
@@ -57,10 +58,10 @@ def _pairs(d: TextData) -> list[PreferencePair]:
     if not kept: raise ValueError("data, field source: no record has a better answer; give `chosen` and `rejected`")
     return kept
 
-# %% ../../nbs/training/04_text.ipynb #b45fc35c
+# %% ../../nbs/training/04_text.ipynb #4231dc02
 def generator_rows(d: TextData) -> Iterator[tuple[str, Row]]: # key of the prompt, row
     "Requests to human rubrics with their points."
-    for i in _records(d): yield prompt_key(i), {"prompt": _asked(rag_chat(i, [], Writing(most=len(i.rubric)))[0]), "completion": _said(points_text(i.rubric.criteria))}
+    for i in _records(d): yield prompt_key(i), {"prompt": _rubric_wanted(i), "completion": _said(points_text(i.rubric.criteria))}
 
 def judge_rows(d: TextData) -> Iterator[tuple[str, Row]]:
     "Pairs to verdicts: with the reasons that were written, or the verdict alone (the control that says what reasons are worth)."
@@ -124,7 +125,7 @@ def reward_of(kind: str, # of the recipe
     watched = None if p.held_out is None else Checked() if p.held_out == "checker" else _scorer("rubric", p, p.held_out)
     return Reward(paid, by, watched)
 
-# %% ../../nbs/training/04_text.ipynb #87023e84
+# %% ../../nbs/training/04_text.ipynb #d5b17302
 def verifier_grpo_rows(d: TextData) -> Iterator[tuple[str, Row]]:
     "Rows of `verifier.jsonl`: a prompt, the better answer's letter, and the rubric's label where there is a rubric."
     for n, (where, row) in enumerate(read_rows(d.source)):
@@ -135,7 +136,7 @@ def verifier_grpo_rows(d: TextData) -> Iterator[tuple[str, Row]]:
 
 def generator_grpo_rows(d: TextData) -> Iterator[tuple[str, Row]]:
     "Requests, with the human rubric to be like."
-    for i in _records(d): yield prompt_key(i), {"prompt": _asked(rag_chat(i, [], Writing(most=len(i.rubric)))[0]), "rubric": _plain_rubric(i)}
+    for i in _records(d): yield prompt_key(i), {"prompt": _rubric_wanted(i), "rubric": _plain_rubric(i)}
 
 def policy_grpo_rows(d: TextData) -> Iterator[tuple[str, Row]]:
     "Requests, with what a checker or a judge needs."
@@ -143,9 +144,9 @@ def policy_grpo_rows(d: TextData) -> Iterator[tuple[str, Row]]:
         for i in _records(d): yield prompt_key(i), {"prompt": _turns(i.prompt), "rubric": _plain_rubric(i)}
         return
     for p in _pairs(d)[::2]: # two pairs a prompt
-        yield prompt_key(p), {"prompt": _turns(p.prompt), "constraints": [{"kind": c["kind"], "args": dict(c["args"])} for c in p.meta["constraints"]], "rubric": [{"text": c.text, "weight": c.weight} for c in p.rubric.criteria]}
+        yield prompt_key(p), {"prompt": _turns(p.prompt), "constraints": [{"kind": c["kind"], "args": dict(c["args"])} for c in p.meta["constraints"]], "rubric": _plain_rubric(p)}
 
-def _plain_rubric(i: Item) -> list[dict[str, Any]]: return [{"text": c.text, "weight": c.weight} for c in i.rubric.criteria]
+def _plain_rubric(i: Item | PreferencePair) -> list[dict[str, Any]]: return [{"text": c.text, "weight": c.weight} for c in i.rubric.criteria]
 
 # %% ../../nbs/training/04_text.ipynb #89ff1079
 class Way(NamedTuple):
@@ -189,7 +190,7 @@ def split_rows(found: Iterator[tuple[str, Row]], # with the keys of their prompt
     histogram = dict(sorted(Counter(128 * (x // 128) for x in s).items()))
     return Split(parts[False], parts[True], {"train": len(parts[False]), "test": len(parts[True]), "left out": dict(counts), "tokens": {"median": s[len(s) // 2], "most": s[-1], "total": sum(s), "histogram": histogram}, "first": whole[0]})
 
-# %% ../../nbs/training/04_text.ipynb #60303f37
+# %% ../../nbs/training/04_text.ipynb #2a215314
 def text_trainer(recipe: TrainRecipe, # of a kind in `WAYS`
                  out: Path, # for checkpoints
                 ) -> tuple[Any, Any, Split]: # TRL's trainer ready to start, tokenizer, rows
@@ -200,8 +201,8 @@ def text_trainer(recipe: TrainRecipe, # of a kind in `WAYS`
     net, tokenizer = _base(recipe)
     split = split_rows(way.rows(d), d, tokenizer)
     grpo = recipe.kind.endswith("grpo")
-    more = ({} if grpo else {"max_length": d.tokens}) | {"report_to": "none", "disable_tqdm": True, "bf16": bool(recipe.args.get("bf16", False))}
-    args = trainer_args(_trl(way.config), recipe.replace(args={k: v for k, v in recipe.args.items() if k != "bf16"}), out, **more)
+    more = ({} if grpo else {"max_length": d.tokens}) | {"report_to": "none", "disable_tqdm": True}
+    args = trainer_args(_trl(way.config), recipe.replace(args={"bf16": False, **recipe.args}), out, **more)
     own = {"reward_funcs": [reward_of(recipe.kind, typed_fields(PaidBy, recipe.reward, "reward"))]} if grpo else {"ref_model": copy.deepcopy(net)} if "dpo" in recipe.kind and recipe.lora is None else {} # TRL would load it by name; with LoRA it is the model without its adapter
     with quiet(): trainer = _trl(way.trainer)(model=with_lora(net, recipe), **own, args=args, train_dataset=Dataset.from_list(split.train), eval_dataset=Dataset.from_list(split.test), processing_class=tokenizer)
     trainer.remove_callback(PrinterCallback)
@@ -239,13 +240,13 @@ def quiet() -> Iterator[None]:
         logging.set_verbosity(level)
         if shown: datasets.enable_progress_bars()
 
-# %% ../../nbs/training/04_text.ipynb #545e3e81
+# %% ../../nbs/training/04_text.ipynb #772e56e2
 def train_text(recipe: TrainRecipe, out: Path) -> TrainResult:
     "Train, or go on from the last whole checkpoint in `out`; the held-out loss before and after, and the share of held-out pairs that are ordered rightly."
     trainer, tokenizer, split = text_trainer(recipe, out)
     kept, before_file = last_checkpoint(out), out / "before.json"
-    before = _worth(trainer) if kept is None or not before_file.is_file() else _read(before_file)
-    if kept is None: _keep(before_file, before)
+    before = _worth(trainer) if kept is None or not before_file.is_file() else json.loads(before_file.read_text(encoding="utf-8"))
+    if kept is None: write_text(before_file, json.dumps(before))
     with no_bars(): trainer.train(resume_from_checkpoint=str(kept) if kept else None)
     after = _worth(trainer)
     save_model(trainer.model.merge_and_unload() if recipe.lora is not None else trainer.model, tokenizer, out / "model")
@@ -255,9 +256,3 @@ def _worth(trainer: Any) -> dict[str, float]:
     found = trainer.evaluate()
     names = {"eval_loss": "loss", "eval_mean_token_accuracy": "token accuracy", "eval_accuracy": "accuracy", "eval_rewards/accuracies": "accuracy", "eval_margin": "margin", "eval_rewards/margins": "margin", "eval_reward": "reward"}
     return {name: float(found[k]) for k, name in names.items() if k in found} | {"n": len(trainer.eval_dataset)}
-
-def _keep(path: Path, value: Mapping[str, float]) -> None:
-    path.write_text(json.dumps(value), encoding="utf-8")
-
-def _read(path: Path) -> dict[str, float]:
-    return json.loads(path.read_text(encoding="utf-8"))
