@@ -9,11 +9,11 @@ __all__ = ['KINDS', 'MOVES', 'words', 'sentences', 'lines', 'numbers', 'times', 
            'alphabetical', 'json_keys', 'labeled_lines', 'title_line', 'first_letters', 'bold', 'includes', 'excludes',
            'repeated', 'forbidden_letter', 'no_repeated_word', 'starts_with', 'ends_with', 'one_of', 'equals',
            'palindrome', 'lowercase', 'uppercase', 'no_commas', 'quoted', 'ends_question', 'has_digits', 'no_digits',
-           'no_exclamation', 'brackets', 'answer_number', 'constraints_of', 'checker', 'Topic', 'topics', 'Draft',
-           'Move', 'Balance', 'verifiable_pairs']
+           'no_exclamation', 'brackets', 'answer_number', 'constraints_of', 'checker', 'read_constraint', 'Topic',
+           'topics', 'Draft', 'Move', 'Balance', 'verifiable_pairs']
 
-# %% ../../nbs/data/02_verifiable.ipynb #304e3d43
-import json, random, re
+# %% ../../nbs/data/02_verifiable.ipynb #15c2761b
+import inspect, json, random, re
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -237,7 +237,31 @@ def checker(meta: Mapping[str, Any], # the `meta` of a pair
     if not found: raise ValueError("this record has no `constraints`, so no program can check it")
     return lambda answer: all(c.check(answer) for c in found)
 
-# %% ../../nbs/data/02_verifiable.ipynb #da6c62f1
+# %% ../../nbs/data/02_verifiable.ipynb #6d98d97f
+@lru_cache(maxsize=1)
+def _wordings() -> tuple[tuple[str, re.Pattern[str]], ...]:
+    "For each kind a pattern of its criterion, with a group an argument."
+    def pattern(said: str) -> str:
+        parts = re.split(r"(\{\w+(?::[\w ]+)?\})", said)
+        slot = lambda m: rf"(?P<{m[1]}>.+?)" + (rf" {m[2]}s?" if m[2] else "")
+        return "".join(slot(m) if (m := re.fullmatch(r"\{(\w+)(?::([\w ]+))?\}", p)) else re.escape(p) for p in parts)
+    return tuple((name, re.compile(pattern(k.criterion), re.I)) for name, k in KINDS.items())
+
+def _argument(value: str, of: Callable[..., bool], name: str) -> Any:
+    want = str(inspect.signature(of).parameters[name].annotation)
+    return int(value) if "int" in want else float(value) if "float" in want else value.split(", ") if "Sequence" in want else value
+
+def read_constraint(text: str, # a criterion, as `Constraint.criterion` words it
+                   ) -> Constraint | None: # None where it is none that a program can check
+    "The constraint that a written criterion says."
+    for name, said in _wordings():
+        if not (m := said.fullmatch(text.strip())): continue
+        try: found = constraint(name, **{k: _argument(v, KINDS[name].holds, k) for k, v in m.groupdict().items()})
+        except ValueError: continue
+        if found.criterion.casefold() == text.strip().casefold(): return found
+    return None
+
+# %% ../../nbs/data/02_verifiable.ipynb #fe91f7f8
 class Topic(NamedTuple):
     "What answers about one topic are made of."
     name: str
@@ -254,7 +278,7 @@ def topics() -> tuple[Topic, ...]:
         found.append(Topic(name, tuple(s for s in rest if s[0] != ">"), tuple(n.strip() for s in rest if s[0] == ">" for n in s[1:].split(","))))
     return tuple(found)
 
-# %% ../../nbs/data/02_verifiable.ipynb #b623b8b9
+# %% ../../nbs/data/02_verifiable.ipynb #f5d053a0
 class Draft:
     "An answer in the making."
     def __init__(self, topic: Topic, rng: random.Random) -> None:
@@ -291,7 +315,7 @@ def _move(kind: str, family: str, draw: Callable[[Topic, random.Random], dict[st
 
 def _near(n: int, rng: random.Random) -> int: return n + rng.choice([-1, 1]) if n > 1 else n + 1
 
-# %% ../../nbs/data/02_verifiable.ipynb #75edc059
+# %% ../../nbs/data/02_verifiable.ipynb #12882eff
 def _words_move(kind: str) -> Callable[[Draft, dict[str, Any], bool], None]:
     def make(d: Draft, args: dict[str, Any], ok: bool) -> None:
         aim = args.get("n", args.get("low"))
@@ -311,7 +335,7 @@ def _(d: Draft, args: dict[str, Any], ok: bool) -> None: d.redraw(args["n"] if o
 @_move("max_word_length", "length", lambda t, r: {"n": r.randint(6, 8)})
 def _(d: Draft, args: dict[str, Any], ok: bool) -> None: d.redraw(2, lambda s: KINDS["max_word_length"].holds(" ".join(s), **args) == ok)
 
-# %% ../../nbs/data/02_verifiable.ipynb #d176cf9f
+# %% ../../nbs/data/02_verifiable.ipynb #10990686
 def _counted(kind: str, layouts: Sequence[Callable[[list[str]], str]]) -> Callable[[Draft, dict[str, Any], bool], None]:
     "Lay out `n` sentences; a miss has another number, or another layout (all but the first)."
     def make(d: Draft, args: dict[str, Any], ok: bool) -> None:
@@ -338,7 +362,7 @@ def _(d: Draft, args: dict[str, Any], ok: bool) -> None:
     title = f"{title} {subject.title().replace('The ', 'the ')}" if ok else f"{title} {subject}.".capitalize()
     d.layout = lambda s: f"{title}\n{' '.join(s)}"
 
-# %% ../../nbs/data/02_verifiable.ipynb #8abf9577
+# %% ../../nbs/data/02_verifiable.ipynb #1678e73a
 _KEYS = (("topic", "fact"), ("title", "text"), ("subject", "claim", "remark"), ("name", "first", "second"))
 
 @_move("json_keys", "shape", lambda t, r: {"keys": list(r.choice(_KEYS))}, layout=True)
@@ -368,7 +392,7 @@ def _(d: Draft, args: dict[str, Any], ok: bool) -> None:
     nouns = d.rng.sample(d.topic.nouns, d.rng.randint(3, 6))
     d.layout = lambda s: "\n".join(sorted(nouns) if ok else nouns)
 
-# %% ../../nbs/data/02_verifiable.ipynb #b87d4271
+# %% ../../nbs/data/02_verifiable.ipynb #1ab23c35
 def _topic_word(t: Topic, r: random.Random) -> dict[str, Any]:
     return {"word": r.choice([w for s in t.sentences for w in words(s)[1:] if len(w) > 4])}
 
@@ -401,7 +425,7 @@ def _(d: Draft, args: dict[str, Any], ok: bool) -> None:
     at = len(d.sentences) if ok else d.rng.randrange(len(d.sentences))
     d.sentences = d.sentences[:at] + [args["phrase"]] + d.sentences[at:]
 
-# %% ../../nbs/data/02_verifiable.ipynb #27bbc452
+# %% ../../nbs/data/02_verifiable.ipynb #05b88c63
 def _swap(kind: str, meets: Callable[[Draft, list[str]], list[str]], misses: Callable[[Draft, list[str]], list[str]]) -> None:
     "A kind whose draft is changed in one way to meet it and in another to miss it."
     @_move(kind, "surface")
@@ -432,7 +456,7 @@ for _kind, _meet, _miss in (("lowercase", str.lower, str.capitalize), ("uppercas
     def _whole(d: Draft, args: dict[str, Any], ok: bool, meet: Any = _meet, miss: Any = _miss) -> None: d.whole.append(meet if ok else miss)
     _move(_kind, "surface")(_whole)
 
-# %% ../../nbs/data/02_verifiable.ipynb #8b6b5a7e
+# %% ../../nbs/data/02_verifiable.ipynb #58b6e003
 _ASKS = ("Tell me something about {}.", "What should everybody know about {}?", "Write a short note on {} for a school magazine.",
          "Give me a few facts about {}.", "I am curious about {}. Please say a few words.", "Explain to a child what is interesting about {}.")
 _NOUNS = ("Name things that have to do with {}.", "Which words come to mind when you think of {}?")
@@ -465,7 +489,7 @@ def _constraints(topic: Topic, rng: random.Random) -> tuple[Constraint, ...]:
     kinds.sort(key=lambda k: (k not in _DRAWS and not MOVES[k].layout, k))
     return tuple(Constraint(kind=k, args=MOVES[k].draw(topic, rng)) for k in kinds)
 
-# %% ../../nbs/data/02_verifiable.ipynb #1aca5bd2
+# %% ../../nbs/data/02_verifiable.ipynb #dbb12209
 class Balance:
     "Keeps the lengths of chosen and rejected answers even."
     def __init__(self) -> None: self.wins, self.total = 0, 0
@@ -480,7 +504,7 @@ class Balance:
         good.remove(pick[0]); bad.remove(pick[1])
         return pick
 
-# %% ../../nbs/data/02_verifiable.ipynb #6ca60562
+# %% ../../nbs/data/02_verifiable.ipynb #16428c37
 def verifiable_pairs(n_prompts: int, # how many prompts; each has two pairs
                      seed: int = 0, # the same seed gives the same pairs, and fewer prompts a beginning of them
                     ) -> Table: # 2 n_prompts PreferencePairs with a reference rubric
