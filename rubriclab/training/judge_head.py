@@ -6,7 +6,8 @@
 __all__ = ['HOW', 'HeadData', 'HeadEvaluation', 'head_data', 'LabelLoss', 'LeftPadded', 'head_trainer', 'HeadRun', 'head_run',
            'label_auroc', 'train_judge_head']
 
-# %% ../../nbs/training/03_judge_head.ipynb #89a2b90e
+# %% ../../nbs/training/03_judge_head.ipynb #ffcde83c
+import json, time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -14,11 +15,12 @@ from pydantic import Field
 from ..core import stats
 from ..core.types import Item, Value
 from ..data.verifiable import verifiable_pairs
+from ..engines.bundled import WHEELS
 from ..engines.engine import Engine, engine
 from ..engines.hf import no_bars
 from ..judges.pointwise import Grading, grade
 from .labels import Prepared, labeled_items, prepare_labels
-from .recipe import TrainRecipe, TrainResult, curve_of, last_checkpoint, open_base, save_model, trainer_args, typed_fields, with_lora
+from .recipe import TrainRecipe, TrainResult, base_of, curve_of, last_checkpoint, open_base, save_model, save_trained, trainer_args, typed_fields, with_lora, write_text
 
 if TYPE_CHECKING: import torch
 
@@ -86,7 +88,7 @@ def head_trainer(recipe: TrainRecipe, # of kind judge-head
     trainer.remove_callback(PrinterCallback) # the curve is in the result
     return trainer
 
-# %% ../../nbs/training/03_judge_head.ipynb #dce6c48b
+# %% ../../nbs/training/03_judge_head.ipynb #57f17445
 class HeadRun(NamedTuple):
     "A run before its first step."
     trainer: Any
@@ -121,11 +123,18 @@ def train_judge_head(recipe: TrainRecipe, # what to do
                      out: Path, # a folder for checkpoints and the model
                     ) -> TrainResult:
     "Train, or go on from the last whole checkpoint in `out`; then evaluate by the engine that others will use."
-    run = head_run(recipe, out)
-    trainer, start, done = run.trainer, out / "start", out / "model"
-    if not start.is_dir(): save_model(trainer.model if recipe.lora is None else open_base(recipe.base)[0], run.tokenizer, start)
-    kept = last_checkpoint(out)
+    run, began = head_run(recipe, out), time.monotonic()
+    trainer, first, kept = run.trainer, out / "before.json", last_checkpoint(out)
+    worth = lambda name: {"held-out texts": label_auroc(run.texts, e := engine(_exact(name), store=False)), "held-out kinds": label_auroc(run.kinds, e)}
+    if not first.is_file(): write_text(first, json.dumps(worth(_untrained(recipe, out))))
     with no_bars(): trainer.train(resume_from_checkpoint=str(kept) if kept else None)
-    save_model(trainer.model.merge_and_unload() if recipe.lora is not None else trainer.model, run.tokenizer, done)
-    worth = lambda folder: {"held-out texts": label_auroc(run.texts, e := engine(f"hf:{folder}?dtype=float32", store=False)), "held-out kinds": label_auroc(run.kinds, e)}
-    return TrainResult(folder=done, steps=trainer.state.global_step, curve=curve_of(trainer), data=run.ready.report, before=worth(start), after=worth(done))
+    done = TrainResult(folder=save_trained(trainer.model, run.tokenizer, recipe, out), base=base_of(recipe, out), steps=trainer.state.global_step, curve=curve_of(trainer), data=run.ready.report, before=json.loads(first.read_text(encoding="utf-8")), after={})
+    return done.replace(after=worth(done.engine), minutes=(time.monotonic() - began) / 60)
+
+def _exact(name: str) -> str: return name + ("&" if "?" in name else "?") + "dtype=float32"
+
+def _untrained(recipe: TrainRecipe, out: Path) -> str: # an engine's name
+    "The base as an engine; a random one is saved first."
+    if recipe.base != "tiny": return recipe.base if recipe.base in WHEELS else f"hf:{recipe.base}"
+    save_model(*open_base("tiny"), out / "start")
+    return f"hf:{out / 'start'}"

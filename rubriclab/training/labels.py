@@ -56,7 +56,7 @@ def label_tokens(tokenizer: Any, # of the model to train
         raise ValueError(f"the labels {', '.join(scale.labels)} do not differ in their first token; train on labels that do, such as yes and no")
     return tuple(w[at] for w in whole)
 
-# %% ../../nbs/training/01_labels.ipynb #5338207f
+# %% ../../nbs/training/01_labels.ipynb #e0c47ae9
 def prepare_labels(items: Sequence[Item], # with `gold_labels`, one criterion each or more
                    tokenizer: Any, # with a chat template
                    how: Grading = Grading(prompt="grade/brief"), # as the judge will be asked
@@ -81,9 +81,9 @@ def prepare_labels(items: Sequence[Item], # with `gold_labels`, one criterion ea
         lengths.append(len(ids))
         examples.append(Example(i.id, ids, int(bool(gold))))
     if not examples: raise ValueError(f"no example is left to train on ({', '.join(f'{n} {k}' for k, n in counts.items())}); give items with gold_labels, or a larger `longest`")
-    return Prepared(examples, labels, {"examples": len(examples), "left out": dict(counts), "labels": dict(Counter(e.label for e in examples)), "tokens": _lengths(lengths), "prompt": shown})
+    return Prepared(examples, labels, {"examples": len(examples), "left out": dict(counts), "labels": dict(Counter(str(e.label) for e in examples)), "tokens": _lengths(lengths), "prompt": shown})
 
 def _lengths(n: Sequence[int]) -> dict[str, Any]:
     "Quartiles, the longest, and a histogram in steps of 32 tokens."
     s = sorted(n)
-    return {"median": s[len(s) // 2], "most": s[-1], "total": sum(s), "histogram": dict(sorted(Counter(32 * (x // 32) for x in s).items()))}
+    return {"median": s[len(s) // 2], "most": s[-1], "total": sum(s), "histogram": {str(k): n for k, n in sorted(Counter(32 * (x // 32) for x in s).items())}}

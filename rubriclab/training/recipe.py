@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['Kind', 'TrainRecipe', 'known_only', 'typed_fields', 'trainer_args', 'train_recipes', 'read_train_recipe', 'open_base',
-           'last_checkpoint', 'TrainResult', 'curve_of', 'write_text', 'save_model', 'with_lora']
+           'last_checkpoint', 'TrainResult', 'curve_of', 'write_text', 'save_model', 'base_of', 'save_trained',
+           'with_lora']
 
 # %% ../../nbs/training/02_recipe.ipynb #a5073cfd
 import dataclasses, difflib, json, os, shutil
@@ -111,19 +112,37 @@ def last_checkpoint(folder: Path, # of a run
     found = [p for p in folder.glob("checkpoint-*") if whole(p)]
     return max(found, key=lambda p: int(p.name.rpartition("-")[2]), default=None)
 
-# %% ../../nbs/training/02_recipe.ipynb #8d99ea3d
+# %% ../../nbs/training/02_recipe.ipynb #8d3b53ab
 class TrainResult(Value):
     "A finished run: where the weights are, how the loss went, what it was worth before and after."
-    folder: Path
+    folder: Path # of the weights, or of the adapter
+    base: str | None = None # the model that the adapter belongs to; None for whole weights
     steps: int
-    curve: tuple[dict[str, float], ...] # step, loss, learning rate
+    minutes: float = 0.0 # of this process, from the first evaluation on
+    curve: tuple[dict[str, float], ...] # what the trainer logged: step, loss, learning rate, rewards
     data: dict[str, Any] # what was trained on
     before: dict[str, Any] # by name of what was tested
     after: dict[str, Any]
 
-def curve_of(trainer: Any) -> tuple[dict[str, float], ...]:
-    "What a trainer logged of its loss."
-    return tuple({k: float(x[k]) for k in ("step", "loss", "learning_rate") if k in x} for x in trainer.state.log_history if "loss" in x)
+    @property
+    def engine(self) -> str:
+        "The trained model as an engine's name; put `vllm:` for `hf:` to serve it."
+        if self.base is None: return f"hf:{self.folder}"
+        return f"{self.base}?adapter={self.folder}" if self.base in WHEELS else f"hf:{self.base}?adapter={self.folder}"
+
+_LOGGED = {"eval_loss": "held-out loss", "eval_accuracy": "held-out accuracy", "eval_rewards/accuracies": "held-out accuracy", "eval_reward": "held-out reward",
+           "rewards/accuracies": "accuracy", "rewards/margins": "margin", "mean_token_accuracy": "token accuracy", "completions/mean_length": "tokens written"}
+_PAID = ("abstained", "words", "spread", "held_out", "judge_tokens") # what `Reward` logs behind its name
+
+def curve_of(trainer: Any) -> tuple[dict[str, float], ...]: # by step
+    "What a trainer logged of its loss, of rewards, and of held-out rows."
+    steps: dict[int, dict[str, float]] = {}
+    for x in trainer.state.log_history:
+        own = {k: k for k in ("loss", "learning_rate", "reward", "accuracy", "margin") if k in x}
+        paid = {k: k.rpartition("/")[2] for k in x if k.rpartition("/")[2] in _PAID and not k.startswith("eval_")}
+        named = {**own, **{k: v for k, v in _LOGGED.items() if k in x}, **paid}
+        if named: steps.setdefault(int(x["step"]), {"step": float(x["step"])}).update({v: float(x[k]) for k, v in named.items()})
+    return tuple(steps[s] for s in sorted(steps))
 
 def write_text(path: Path, text: str) -> None:
     "In one step: a reader sees the old file or the new one."
@@ -139,9 +158,21 @@ def save_model(net: Any, tokenizer: Any, folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(draft, folder)
 
+def base_of(recipe: TrainRecipe, out: Path) -> str | None: # None where the weights are whole
+    "The model that an adapter of this run belongs to; a random one is kept beside it."
+    if recipe.lora is None: return None
+    return str(out / "start") if recipe.base == "tiny" else recipe.base
+
+def save_trained(net: Any, tokenizer: Any, recipe: TrainRecipe, out: Path) -> Path: # where
+    "Whole weights in `model`, or the adapter in `adapter`."
+    folder = out / ("model" if recipe.lora is None else "adapter")
+    if recipe.lora is not None and recipe.base == "tiny": save_model(*open_base("tiny"), out / "start")
+    save_model(net, tokenizer, folder)
+    return folder
+
 def with_lora(net: Any, recipe: TrainRecipe) -> Any:
     "The model, with the adapter that the recipe asks for."
     if recipe.lora is None: return net
     from peft import LoraConfig, get_peft_model
     known_only(recipe.lora, [f.name for f in dataclasses.fields(LoraConfig)], "lora")
-    return get_peft_model(net, LoraConfig(task_type="CAUSAL_LM", **recipe.lora))
+    return get_peft_model(net, LoraConfig(task_type="SEQ_CLS" if recipe.kind == "reward-model" else "CAUSAL_LM", **recipe.lora))
