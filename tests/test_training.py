@@ -144,7 +144,7 @@ def test_the_command_trains_and_says_what_it_was_worth(tmp_path):
     TrainRecipe.model_validate_json((tmp_path / "run" / "recipe.json").read_text())
 
 
-TEXT = ("generator-sft", "judge-sft", "reward-model", "generator-dpo", "policy-dpo")
+TEXT = ("generator-sft", "judge-sft", "reward-model", "generator-dpo", "policy-sft", "policy-dpo")
 
 
 @pytest.mark.parametrize("kind", TEXT)

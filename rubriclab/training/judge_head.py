@@ -88,7 +88,7 @@ def head_trainer(recipe: TrainRecipe, # of kind judge-head
     trainer.remove_callback(PrinterCallback) # the curve is in the result
     return trainer
 
-# %% ../../nbs/training/03_judge_head.ipynb #57f17445
+# %% ../../nbs/training/03_judge_head.ipynb #d3317bd5
 class HeadRun(NamedTuple):
     "A run before its first step."
     trainer: Any
@@ -135,6 +135,6 @@ def _exact(name: str) -> str: return name + ("&" if "?" in name else "?") + "dty
 
 def _untrained(recipe: TrainRecipe, out: Path) -> str: # an engine's name
     "The base as an engine; a random one is saved first."
-    if recipe.base != "tiny": return recipe.base if recipe.base in WHEELS else f"hf:{recipe.base}"
-    save_model(*open_base("tiny"), out / "start")
+    if recipe.base not in ("tiny", "scratch"): return recipe.base if recipe.base in WHEELS else f"hf:{recipe.base}"
+    save_model(*open_base(recipe.base), out / "start")
     return f"hf:{out / 'start'}"

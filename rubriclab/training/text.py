@@ -19,7 +19,7 @@ from .rewards import ByRubric, Checked, Distinct, Layout, LengthPenalty, LikeHum
 from .recipe import TrainRecipe, TrainResult, base_of, curve_of, last_checkpoint, open_base, save_model, save_trained, trainer_args, typed_fields, with_lora, write_text
 from .rows import ROWS, Split, TextData, split_rows
 
-# %% ../../nbs/training/06_text.ipynb #d5195a46
+# %% ../../nbs/training/06_text.ipynb #1f25b918
 class PaidBy(Value):
     "What a GRPO run pays for; fields that a kind does not use are left at their defaults."
     by: Literal["checker", "rubric", "targets", "likeness", "use", "length"] | None = None # None: that of the kind
@@ -46,7 +46,7 @@ def reward_of(kind: str, # of the recipe
              ) -> Reward:
     "The reward of a GRPO recipe, with its guards, and what is only watched."
     by = p.by or {"verifier-grpo": "targets", "generator-grpo": "likeness", "policy-grpo": "checker"}[kind]
-    if kind == "generator-grpo" and (writes == "rules") != (by == "use"): raise ValueError(f"reward, field by: {by} does not fit data with writes: {writes}; likeness needs points, use needs rules")
+    if kind == "generator-grpo" and (writes != "points") != (by == "use"): raise ValueError(f"reward, field by: {by} does not fit data with writes: {writes}; likeness needs points, use needs rules")
     paid = _scorer(by, p, p.judge)
     if p.veto is not None and p.free_words is None: raise ValueError("reward, field veto: needs free_words, the length that is allowed")
     if p.free_words is not None: paid = LengthPenalty(paid, p.free_words, p.per_word)
