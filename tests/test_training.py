@@ -1,5 +1,6 @@
 """Training: every field is known, what is prepared is what is trained on, and a run that broke goes on as if it had not."""
-import json, shutil
+import json, os, shutil, signal, subprocess, sys, time
+from pathlib import Path
 import pytest
 from conftest import command
 
@@ -32,8 +33,26 @@ def weights(folder): return {k: v for k, v in torch.load(folder / "optimizer.pt"
 def test_packaged_recipes_are_whole(name):
     r = read_train_recipe(name)
     if r.kind == "judge-head": typed_fields(HeadData, r.data, "data"), typed_fields(HeadEvaluation, r.evaluation, "evaluation")
-    else: typed_fields(TextData, r.data, "data")
+    else: typed_fields(TextData, r.data, "data"), typed_fields(PaidBy, r.reward, "reward")
     assert name.startswith(r.kind)
+
+
+def test_every_kind_has_a_recipe_of_every_size():
+    kinds, sizes = {"judge-head", *ROWS}, ("smoke", "laptop", "gpu")
+    have = {(read_train_recipe(n).kind, n.removeprefix(read_train_recipe(n).kind + "-").split("-")[0]) for n in train_recipes()}
+    assert {(k, s) for k in kinds for s in sizes} <= have
+
+
+@pytest.mark.parametrize("name", [n for n in sorted(train_recipes()) if "-gpu" in n])
+def test_recipes_for_gpus_are_planned_where_nothing_is_at_hand(name, monkeypatch):
+    pytest.importorskip("trl", reason="needs the extra: pip install 'rubriclab[train]'")
+    import huggingface_hub.constants
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("RUBRICLAB_DATA_DIR", "")
+    r = read_train_recipe(name, {"data.prompts": 200})
+    p = plan_training(r, "h100")
+    assert p.weights >= 7e9 and p.gpus == r.gpus and p.steps >= 1 and p.hours > 0 and any("not on this machine" in g for g in p.guessed) and "GPU hours" in str(p)
+    with pytest.raises(ValueError, match="has no field 'learning_rat'"): plan_training(read_train_recipe(name, {"data.prompts": 200, "args.learning_rat": 1}), "h100")
 
 
 @pytest.mark.parametrize("given, says", [
@@ -287,3 +306,48 @@ def test_what_would_fail_later_is_refused_now():
                               ("policy-grpo-smoke", {"args.num_generations": 3}, "num_generations|divisible"), ("reward-model-smoke", {"reward.by": "length"}, "pays for nothing"), ("generator-sft-smoke", {"data.source": "verifiable"}, "writes: rules"),
                               ("policy-grpo-smoke", {"data.source": "clusters", "reward.by": "checker"}, "needs the column .constraints"), ("generator-grpo-smoke", {"reward.by": "use"}, "does not fit data with writes")):
         with pytest.raises(ValueError, match=says): plan_training(read_train_recipe(name, given))
+
+
+def test_a_run_that_was_killed_goes_on(tmp_path):
+    pytest.importorskip("trl", reason="needs the extra: pip install 'rubriclab[train]'")
+    given = ["-p", "args.max_steps", "40", "-p", "args.logging_steps", "2"]
+    start = lambda folder: [sys.executable, "-m", "rubriclab", "train", "generator-sft-smoke", "--out", str(folder), *given]
+    whole = subprocess.run(start(tmp_path / "whole"), capture_output=True, text=True)
+    assert whole.returncode == 0, whole.stderr
+    broken = subprocess.Popen(start(tmp_path / "broken"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    end = time.monotonic() + 120
+    while last_checkpoint(tmp_path / "broken") is None and broken.poll() is None and time.monotonic() < end: time.sleep(0.02)
+    broken.send_signal(signal.SIGKILL); broken.wait()
+    kept = last_checkpoint(tmp_path / "broken")
+    assert kept is not None and not (tmp_path / "broken" / "result.json").exists() # killed in the middle
+    again = subprocess.run(start(tmp_path / "broken"), capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    a, b = (json.loads((tmp_path / f / "result.json").read_text()) for f in ("whole", "broken"))
+    assert a["steps"] == b["steps"] == 40 and a["after"]["held out"]["loss"] == pytest.approx(b["after"]["held out"]["loss"], abs=1e-3)
+    assert [c["loss"] for c in a["curve"]] == pytest.approx([c["loss"] for c in b["curve"]], abs=1e-3)
+    x, y = (torch.load(tmp_path / f / "checkpoint-40" / "optimizer.pt", weights_only=True)["state"] for f in ("whole", "broken"))
+    assert all(torch.allclose(x[k]["exp_avg"], y[k]["exp_avg"], atol=1e-6) for k in x)
+
+
+def test_two_processes_share_a_batch(tmp_path):
+    pytest.importorskip("trl", reason="needs the extra: pip install 'rubriclab[train]'")
+    launch = lambda *more: subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--local_addr", "127.0.0.1", "--nproc_per_node", "2", "-m", "rubriclab", "train", "generator-sft-smoke", "--out", str(tmp_path / "two"), *more],
+                                          capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    done = launch("-p", "gpus", "2", "-p", "args.per_device_train_batch_size", "1")
+    assert done.returncode == 0, done.stderr[-3000:]
+    one = train("generator-sft-smoke", tmp_path / "one")
+    two = json.loads((tmp_path / "two" / "result.json").read_text())
+    assert two["steps"] == one.steps and (tmp_path / "two" / "model" / "config.json").is_file() and two["after"]["held out"]["loss"] == pytest.approx(one.after["held out"]["loss"], abs=0.05)
+    shutil.rmtree(tmp_path / "two")
+    assert "made for 1 GPU and 2 processes started" in launch().stderr
+    with pytest.raises(ValueError, match="made for 8 GPUs and 1 process"): train("generator-sft-smoke", tmp_path / "eight", {"gpus": 8})
+
+
+def test_launch_files_are_what_accelerate_reads():
+    pytest.importorskip("accelerate", reason="needs the extra: pip install 'rubriclab[train]'")
+    from accelerate.commands.config.config_args import load_config_from_file
+    files = sorted((Path(__file__).resolve().parents[1] / "recipes" / "train" / "launch").glob("*.yaml"))
+    assert [f.stem for f in files] == ["fsdp", "zero2", "zero3"]
+    for f in files:
+        c = load_config_from_file(str(f)) # unknown keys are errors
+        assert c.num_processes == 8 and c.mixed_precision == "bf16" and (c.fsdp_config or c.deepspeed_config)

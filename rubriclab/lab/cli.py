@@ -347,7 +347,7 @@ def compare_rubrics(written: str, human: str, matcher: str | None, encoder: str 
         values = "  failed" if r["f1"] is None else f"{r['precision']:>10.3f}{r['recall']:>8.3f}{r['f1']:>8.3f}  [{r['low']:.3f}, {r['high']:.3f}]" if r["low"] is not None else f"{r['precision']:>10.3f}{r['recall']:>8.3f}{r['f1']:>8.3f}"
         click.echo(f"{r['matcher']:<9}{matching:<13}{numbers:<9}{'points' if r['weighted'] else 'none':<9}{values}" + (f"  ({r['failed']} failed)" if r["failed"] else ""))
 
-# %% ../../nbs/lab/05_cli.ipynb #af57dad0
+# %% ../../nbs/lab/05_cli.ipynb #ae00282c
 @main.command()
 @click.argument("recipe")
 @click.option("-p", "parameters", type=(str, str), multiple=True, metavar="KEY VALUE", help="A field by dotted name, such as args.max_steps 40; wins over the recipe. Repeatable.")
@@ -361,11 +361,11 @@ def train(recipe: str, parameters: tuple[tuple[str, str], ...], out: Path | None
     if planned: return click.echo(str(plan_training(read_train_recipe(recipe, dict(parameters)), gpu)))
     done = train(recipe, out, dict(parameters))
     for name in done.after: click.echo(_worth(name, done.before[name], done.after[name]))
-    click.echo(f"{done.steps} steps; the model: hf:{done.folder}")
+    click.echo(f"{done.steps} steps in {done.minutes:.1f} minutes; as an engine: {done.engine}")
 
 def _worth(name: str, before: dict[str, Any], after: dict[str, Any]) -> str:
     number = lambda d, k: f"{d[k]:.3f}" + (f" [{d['low']:.3f}, {d['high']:.3f}]" if k == "auroc" and "low" in d else "") if d.get(k) is not None else "none"
-    shown = [k for k in ("auroc", "accuracy", "loss", "longer is better") if k in after]
+    shown = [k for k in ("auroc", "reward", "accuracy", "loss", "longer is better") if k in after]
     return f"{name} (n={after['n']}): " + "; ".join(f"{k} {number(before, k)} before, {number(after, k)} after" for k in shown)
 
 # %% ../../nbs/lab/05_cli.ipynb #2d05adba

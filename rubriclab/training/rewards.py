@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['Values', 'Columns', 'Scorer', 'reply_text', 'request_of', 'column', 'counting', 'ByRubric', 'AgainstReference',
-           'MakesRight', 'groups_of', 'Ranked', 'VerifierTargets', 'read_answer', 'Layout', 'LikeHuman', 'Distinct',
-           'WithinLength', 'Longer', 'Checked', 'Mixed', 'Ensemble', 'LengthPenalty', 'Veto', 'Saturated', 'spread',
-           'Reward', 'AsyncReward', 'score_candidates', 'best_of_n', 'rejection_sample']
+           'MakesRight', 'groups_of', 'Ranked', 'VerifierTargets', 'read_answer', 'ByRewardModel', 'Layout',
+           'LikeHuman', 'Distinct', 'WithinLength', 'Longer', 'Checked', 'Mixed', 'Ensemble', 'LengthPenalty', 'Veto',
+           'Saturated', 'spread', 'Reward', 'AsyncReward', 'score_candidates', 'best_of_n', 'rejection_sample']
 
-# %% ../../nbs/training/00_rewards.ipynb #30f83628
+# %% ../../nbs/training/00_rewards.ipynb #5c1540e6
 import asyncio, json, math, re, warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,6 +20,7 @@ import numpy as np
 from ..core.types import Completion, Failure, Item, PreferencePair, Rubric, Usage, Verdict, as_text
 from ..data.verifiable import constraints_of
 from ..engines.engine import Engine, engine
+from ..engines.hf import no_bars, pick_device
 from ..judges.pairwise import judge as judge_pairs
 from ..judges.pointwise import grade
 from ..judges.verifier import read_label, well_formed
@@ -171,7 +172,33 @@ def read_answer(reply: str) -> str | None: # A or B; None where none can be read
     found = re.findall(r"<answer>\s*([AB])\s*</answer>", reply, re.I) or re.findall(r"^\s*([AB])\s*$", reply)
     return found[-1].upper() if found else None
 
-# %% ../../nbs/training/00_rewards.ipynb #05c09301
+# %% ../../nbs/training/00_rewards.ipynb #c11ad583
+@lru_cache(maxsize=2)
+def _scalar(folder: str, device: str) -> tuple[Any, Any]:
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+    with no_bars(): net = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1, dtype=torch.float32)
+    return net.eval().to(device), AutoTokenizer.from_pretrained(folder, padding_side="right")
+
+@dataclass
+class ByRewardModel:
+    "The scalar of a Bradley-Terry reward model: differences are log-odds of preference, in nats."
+    folder: str # as `train` leaves it, or a name on the hub
+    batch: int = 16
+    device: str = "auto"
+
+    def __call__(self, prompts: Sequence[Any], completions: Sequence[str], columns: Columns) -> Values:
+        import torch
+        device = pick_device(self.device)
+        net, tokenizer = _scalar(str(self.folder), device)
+        turns = [[*([{"role": "user", "content": p}] if isinstance(p, str) else request_of(p)), {"role": "assistant", "content": c}] for p, c in zip(prompts, completions, strict=True)]
+        texts, out = [tokenizer.apply_chat_template(t, tokenize=False) for t in turns], []
+        for n in range(0, len(texts), self.batch):
+            rows = tokenizer(texts[n:n + self.batch], add_special_tokens=False, padding=True, return_tensors="pt").to(device)
+            with torch.inference_mode(): out += net(input_ids=rows["input_ids"], attention_mask=rows["attention_mask"]).logits[:, 0].float().tolist()
+        return out
+
+# %% ../../nbs/training/00_rewards.ipynb #31bbe8b2
 @dataclass
 class Layout:
     "1 where a completion has the layout asked for, else 0: a pattern that must match all of it."
@@ -227,11 +254,11 @@ class Checked:
         if [] in found: raise ValueError(f"row {found.index([])} has no constraint in {self.column!r}, so no program can check it; leave it out")
         return [sum(x) / len(x) for x in found]
 
-# %% ../../nbs/training/00_rewards.ipynb #e2fccecb
+# %% ../../nbs/training/00_rewards.ipynb #c3349c48
 def _without_none(constraints: Sequence[Mapping[str, Any]] | None) -> list[dict[str, Any]]:
     return [{"kind": c["kind"], "args": {k: v for k, v in (c.get("args") or {}).items() if v is not None}} for c in constraints or ()]
 
-# %% ../../nbs/training/00_rewards.ipynb #8731ff32
+# %% ../../nbs/training/00_rewards.ipynb #015867aa
 @dataclass
 class Mixed:
     "A weighted sum of scorers; it abstains where any part does."
@@ -253,7 +280,7 @@ class Ensemble:
         known = [[v for v in row if v is not None] for row in rows]
         return [None if len(k) < self.quorum or not k else min(k) if self.rule == "least" else sum(k) / len(k) for k in known]
 
-# %% ../../nbs/training/00_rewards.ipynb #9415841d
+# %% ../../nbs/training/00_rewards.ipynb #6de0a489
 @dataclass
 class LengthPenalty:
     "The inner value minus `per_word` for every word beyond `free`."
@@ -285,7 +312,7 @@ class Saturated:
     def __call__(self, prompts: Sequence[Any], completions: Sequence[str], columns: Columns) -> Values:
         return [None if v is None else self.top * math.tanh(v / self.top) for v in self.inner(prompts, completions, columns)]
 
-# %% ../../nbs/training/00_rewards.ipynb #99a32c1e
+# %% ../../nbs/training/00_rewards.ipynb #ac29134f
 def spread(prompts: Sequence[Any], values: Values) -> float | None: # None where no group has two values
     "The mean standard deviation of values within groups. Without spread a group teaches nothing."
     known = [[values[n] for n in g if values[n] is not None] for g in groups_of(prompts)]
@@ -323,7 +350,7 @@ class AsyncReward(Reward):
     "The same for trainers that await their rewards: the scorer runs in a thread, also where an event loop is running already."
     async def __call__(self, *args: Any, **columns: Any) -> Values: return await asyncio.to_thread(Reward.__call__, self, *args, **columns)
 
-# %% ../../nbs/training/00_rewards.ipynb #85b7fd74
+# %% ../../nbs/training/00_rewards.ipynb #c6ecf871
 def score_candidates(prompts: Sequence[Any], # requests
                      candidates: Sequence[Sequence[str]], # of each
                      scorer: Scorer, # what is wanted
