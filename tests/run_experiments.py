@@ -19,7 +19,9 @@ def smoke(name: str, results: Path) -> str | None:
 
 def tutorial(path: Path, results: Path) -> str | None:
     start = time.monotonic()
-    done = subprocess.run([COMMAND, "run", str(path), "--results-dir", str(results)], text=True, capture_output=True)
+    from rubriclab.lab.run import recipes
+    small = ["--recipe", "smoke"] if "smoke" in recipes(path.stem) else []
+    done = subprocess.run([COMMAND, "run", str(path), *small, "--results-dir", str(results)], text=True, capture_output=True, cwd=results)
     if done.returncode: return f"exit {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
     print(f"tutorial {path.stem}: {time.monotonic() - start:.0f} s", flush=True)
     return None

@@ -128,3 +128,32 @@ def test_a_plan_runs_nothing(tmp_path):
 def test_the_paper_notebook_holds_no_machine_paths():
     text = Path(experiments()["openrubrics"]).read_text()
     assert not re.search(r'"[^"]*/(?:home|root|tmp|Users)/', text)
+
+
+def test_trained_arms_stand_beside_untrained_ones():
+    from rubriclab.lab.openrubrics import Arms, by_points, judge_trained, planted_engines, split_by_prompt
+    from rubriclab.lab.report import by_arm, summarize_arm
+    world, able = planted_engines(0)
+    blind = planted_engines(0, 0.5)[1]
+    _, judged = split_by_prompt(world.pairs(120, per_prompt=2))
+    for reads in ("criteria", "pairs"):
+        rows = judge_trained("planted", judged, (able, able), (able, blind), Arms(rubric_max_tokens=300), reads)
+        found = {a: summarize_arm(r)["accuracy"] for a, r in by_arm(rows, "planted").items()}
+        assert list(found) == ["trained", "untrained"] and found["trained"] > found["untrained"] + 0.05
+    right = by_points("planted", "reference", judged[:20], [world.rubric(int(p.id.split("-")[1])) for p in judged[:20]], planted_engines(0, 1.0)[1])
+    assert all(r["winner"] == "chosen" and r["consistent"] for r in right) # true rubrics and a grader that reads them
+    none = by_points("planted", "none", judged[:2], [None, None], able)
+    assert all(v["failure"]["reason"] == "dropped" for r in none for v in r["verdicts"])
+
+
+def test_c2s_rule_refuses_a_rubric_that_was_not_written():
+    from rubriclab.core.types import Failure
+    from rubriclab.engines.fake import answers
+    from rubriclab.lab.c2 import inference, planted_c2, policy_rows
+    from rubriclab.rubrics.c2 import Contrasting
+    world, planted = planted_c2(0.5, 4, 2.0)
+    pairs = world.pairs(30, per_prompt=1)
+    seen = inference(pairs, planted, planted, Contrasting(seed=1))
+    assert len(seen) == 30 and {r["policy"] for r in policy_rows(pairs, seen, ("never", "selective"))} == {"never", "selective"}
+    lost = inference(pairs[:3], answers([Failure(reason="timeout", detail="no reply")] * 3), planted, Contrasting(seed=1))
+    assert len(lost) == 3

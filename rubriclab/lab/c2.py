@@ -7,16 +7,16 @@ __all__ = ['SIGNS', 'WORTH', 'POLICIES', 'SHARES', 'Opinions', 'PLANTED', 'CLAIM
            'planted_c2', 'true_sign', 'yields', 'reading_noise', 'expected_precision', 'survival', 'shrinkage',
            'view_accuracy', 'leak_rates', 'draw_helpful', 'mixed', 'mix_rows', 'policy_rows', 'policy_orderings',
            'costs', 'accuracies', 'planted_known', 'planted_rubric', 'planted_opinions', 'planted_mix', 'crossings',
-           'Study', 'study', 'study_items', 'label_rows', 'study_arms', 'summarize_c2', 'c2_text', 'plot_shifts',
-           'plot_survival', 'plot_views', 'plot_mixes', 'plot_labels', 'plot_crossing']
+           'Study', 'study', 'study_items', 'label_rows', 'inference', 'study_arms', 'summarize_c2', 'c2_text',
+           'plot_shifts', 'plot_survival', 'plot_views', 'plot_mixes', 'plot_labels', 'plot_crossing']
 
-# %% ../../nbs/lab/07_c2.ipynb #369bc74e
+# %% ../../nbs/lab/07_c2.ipynb #0c011bc3
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from ..core import stats
-from ..core.types import Judgment, Pair, Table
+from ..core.types import Completion, Judgment, Pair, Table
 from ..data.records import row_of
 from ..engines.engine import Engine
 from ..engines.fake import FakeBackend, Skills, World, see, unit
@@ -26,7 +26,7 @@ from ..judges.verifier import (Opinion, Policy, Readout, closed_form, decide, fi
                                        unseen_labels)
 from .record import reason_of
 from .report import _axes, _close, number, prompt_of
-from ..rubrics.c2 import Contrast, Contrasting, contrast, leaks, rehearse, survives
+from ..rubrics.c2 import Contrast, Contrasting, candidate_chat, contrast, leaks, rehearse, survives
 
 if TYPE_CHECKING: from matplotlib.figure import Figure
 
@@ -366,7 +366,7 @@ def study(pairs: Sequence[Pair], # whose better answer is known
     seen = {k: opinions(some, judge, t, readout, max_tokens=max_tokens, seed=how.seed) if some else [] for k, t in texts.items()}
     return Study([contrast_row(p, c, how.survive_by) for p, c in zip(pairs, found)], some, texts, seen)
 
-# %% ../../nbs/lab/07_c2.ipynb #d63e1b00
+# %% ../../nbs/lab/07_c2.ipynb #10e80a81
 def study_items(data: str, s: Study) -> list[dict[str, Any]]: # rows for `items.jsonl`
     "Everything that the report is made from."
     said = [{"kind": "opinion", "data": data, "rubric": k, "pair": p.id, "prompt": prompt_of(p), **o.model_dump(mode="json", exclude={"pair_id"}, exclude_defaults=True)}
@@ -389,6 +389,18 @@ def label_rows(s: Study, # with the verdicts without a rubric
     d = engine.backend.depth
     report = fit_label_probe(pairs, texts, truth, engine, sorted({d // 3, d // 2, 2 * d // 3, d}), seed=seed).report
     return Table([*table, {"readout": "probe", "rival": False, **{k: report[f"probe_{k}"] for k in ("accuracy", "low", "high", "auroc")}, "n": report["n"], "failed": len(truth) - report["n"]}])
+
+def inference(pairs: Sequence[Pair], # pairs to judge
+              generator: Engine, # who writes one rubric for each
+              verifier: Engine, # who calls it helpful or misleading, and judges
+              how: Contrasting, # settings
+              readout: Readout = "logprob", # of the verifier
+              max_tokens: int = 1024, # of what it writes
+             ) -> Opinions:
+    "C2's rule as it is used: one sampled rubric, followed where it is called helpful. A rubric that could not be written is a dash, for the verifier to refuse."
+    replies = generator.generate([candidate_chat(p, how.seed) for p in pairs], max_tokens=how.max_tokens, temperature=how.temperature, top_p=how.top_p, seed=how.seed)
+    texts = [r.text if isinstance(r, Completion) and r.text.strip() else "-" for r, in replies]
+    return opinions(pairs, verifier, texts, readout, max_tokens=max_tokens, seed=how.seed)
 
 CLAIMS = (("own, always", "own, never"), ("1:9, always", "1:9, selective"), ("9:1, always", "9:1, selective"))
 
