@@ -110,7 +110,7 @@ def head_examples(recipe: TrainRecipe, tokenizer: Any) -> tuple[Prepared, list[I
 
 def head_run(recipe: TrainRecipe, out: Path) -> HeadRun:
     "Data, model and trainer of a recipe."
-    net, tokenizer = open_base(recipe.base)
+    net, tokenizer = open_base(recipe.base, recipe.dtype)
     ready, texts, kinds = head_examples(recipe, tokenizer)
     return HeadRun(head_trainer(recipe, ready, net, tokenizer, out), tokenizer, ready, texts, kinds)
 
@@ -138,7 +138,7 @@ def train_judge_head(recipe: TrainRecipe, # what to do
     if not first.is_file() and trainer.is_world_process_zero(): write_text(first, json.dumps(worth(_untrained(recipe, out))))
     trainer.accelerator.wait_for_everyone()
     with no_bars(): trainer.train(resume_from_checkpoint=str(kept) if kept else None)
-    done = TrainResult(folder=save_trained(trainer, run.tokenizer, recipe, out), base=base_of(recipe, out), steps=trainer.state.global_step, curve=curve_of(trainer), data=run.ready.report, before=json.loads(first.read_text(encoding="utf-8")), after={})
+    done = TrainResult(folder=save_trained(trainer, run.tokenizer, recipe, out), base=base_of(recipe, out), steps=trainer.state.global_step, curve=curve_of(trainer), data=run.ready.report, before=json.loads(first.read_text(encoding="utf-8")), after={}, bf16=trainer.args.bf16)
     return done.replace(after=worth(done.engine) if trainer.is_world_process_zero() else {}, minutes=(time.monotonic() - began) / 60)
 
 def _exact(name: str) -> str: return name + ("&" if "?" in name else "?") + "dtype=float32"

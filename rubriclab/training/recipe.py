@@ -5,21 +5,22 @@
 # %% auto #0
 __all__ = ['Kind', 'TrainRecipe', 'known_only', 'typed_fields', 'trainer_args', 'train_recipes', 'read_train_recipe', 'open_base',
            'base_folder', 'last_checkpoint', 'TrainResult', 'curve_of', 'write_text', 'save_model', 'base_of',
-           'save_trained', 'rank', 'check_processes', 'lora_of', 'with_lora']
+           'save_trained', 'rank', 'check_processes', 'lora_of', 'with_lora', 'bf16_pays']
 
 # %% ../../nbs/training/02_recipe.ipynb #695bcdbc
-import dataclasses, difflib, json, os, shutil
+import dataclasses, difflib, json, os, shutil, statistics, time
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 import yaml
 import rubriclab
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 from ..core.settings import shipped
 from ..core.types import Frozen, Meta, Value
 from ..data.verifiable import verifiable_pairs
 from ..engines.bundled import WHEELS, fetch
-from ..engines.hf import no_bars
+from ..engines.hf import no_bars, pick_device
 
 # %% ../../nbs/training/02_recipe.ipynb #3cb29c56
 Kind = Literal["judge-head", "generator-sft", "judge-sft", "reward-model", "generator-dpo", "policy-sft", "policy-dpo", "verifier-grpo", "generator-grpo", "policy-grpo"]
@@ -28,6 +29,7 @@ class TrainRecipe(Value):
     "A training run."
     kind: Kind
     base: str = "smollm2" # a bundled model, a folder, a name on the hub, `scratch`, a small random model to train from nothing, or `tiny`, a random one for tests
+    dtype: Literal["float32", "bfloat16"] = "float32" # of the base's weights; bfloat16 holds what an adapter leaves frozen
     data: Meta = Frozen() # what it is trained on; fields by kind
     evaluation: Meta = Frozen() # what it is tested on; fields by kind
     reward: Meta = Frozen() # of the GRPO kinds
@@ -35,6 +37,11 @@ class TrainRecipe(Value):
     args: Meta = Frozen() # of TRL's or transformers' configuration of the kind
     gpus: int = Field(1, ge=1) # processes that share a batch: it holds per-device size x accumulation x this
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _frozen_only(self) -> "TrainRecipe":
+        if self.dtype == "bfloat16" and (self.lora is None or self.kind == "reward-model"): raise ValueError("dtype bfloat16 is for weights that an adapter leaves frozen, not for trained ones, which would lose small steps; add lora, or leave dtype out and set args.bf16")
+        return self
 
 def known_only(given: Iterable[str], # names
                known: Iterable[str], # that exist
@@ -63,7 +70,8 @@ def trainer_args(cls: Any, # a configuration of transformers or TRL
     "The trainer's configuration; a field that it does not have, or that the lab sets itself, is an error."
     known = {f.name for f in dataclasses.fields(cls) if f.init} - {"output_dir", "seed", "data_seed", "push_to_hub", *more}
     known_only(recipe.args, known, f"args of {cls.__name__}")
-    return cls(output_dir=str(out), seed=recipe.seed, data_seed=recipe.seed, **{**more, **recipe.args})
+    mixed = {"bf16": _mixed(out)} if recipe.args.get("bf16") == "auto" else {}
+    return cls(output_dir=str(out), seed=recipe.seed, data_seed=recipe.seed, **{**more, **recipe.args, **mixed})
 
 # %% ../../nbs/training/02_recipe.ipynb #bada1bd9
 def train_recipes() -> dict[str, Path]:
@@ -89,13 +97,14 @@ def read_train_recipe(name: str | Path, # a packaged one, or a file
 
 # %% ../../nbs/training/02_recipe.ipynb #d0277131
 def open_base(spec: str, # see `TrainRecipe.base`
-             ) -> tuple[Any, Any]: # model in float32, and tokenizer
+              dtype: str = "float32", # of the weights of one that is read
+             ) -> tuple[Any, Any]: # model and tokenizer
     "The model to train."
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
     if spec == "tiny": return _random(AutoTokenizer.from_pretrained(str(fetch("smollm2"))), 32, 1, 2048)
     if spec == "scratch": return _random(_small_tokenizer(), 128, 4, 1024)
-    with no_bars(): return AutoModelForCausalLM.from_pretrained(base_folder(spec), dtype=torch.float32), AutoTokenizer.from_pretrained(base_folder(spec))
+    with no_bars(): return AutoModelForCausalLM.from_pretrained(base_folder(spec), dtype=getattr(torch, dtype)), AutoTokenizer.from_pretrained(base_folder(spec))
 
 def base_folder(spec: str) -> str: # a folder, or a name on the hub
     "Where the weights of a base are."
@@ -142,6 +151,7 @@ class TrainResult(Value):
     base: str | None = None # the model that the adapter belongs to; None for whole weights
     steps: int
     minutes: float = 0.0 # of this process, from the first evaluation on
+    bf16: bool = False # mixed precision
     curve: tuple[dict[str, float], ...] # what the trainer logged: step, loss, learning rate, rewards
     data: dict[str, Any] # what was trained on
     before: dict[str, Any] # by name of what was tested
@@ -220,3 +230,30 @@ def with_lora(net: Any, recipe: TrainRecipe) -> Any:
     if recipe.lora is None: return net
     from peft import get_peft_model
     return get_peft_model(net, lora_of(recipe))
+
+# %% ../../nbs/training/02_recipe.ipynb #63f6f23e
+def _mixed(out: Path) -> bool: # whether a run uses mixed precision
+    "Decided once a run: what goes on after a stop goes on alike."
+    file = out / "precision.json"
+    if file.is_file(): return json.loads(file.read_text(encoding="utf-8"))["bf16"]
+    out.mkdir(parents=True, exist_ok=True)
+    write_text(file, json.dumps({"bf16": (found := bf16_pays())}))
+    return found
+
+@lru_cache(maxsize=1)
+def bf16_pays(rows: int = 1024, # of a batch, as large as those of training
+              width: int = 576, # of the layer
+              times: int = 5, # of each; the median counts
+              least: float = 1.25, # times faster, or it is not worth the digits
+             ) -> bool:
+    "Whether mixed precision is faster on this device."
+    import torch
+    if pick_device() != "cpu": return torch.cuda.is_bf16_supported()
+    layer, x = torch.nn.Linear(width, 3 * width), torch.randn(rows, width)
+    def seconds(bf16: bool) -> float:
+        start = time.perf_counter()
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16): y = layer(x)
+        y.float().sum().backward()
+        return time.perf_counter() - start
+    plain, mixed = ([seconds(bf16) for _ in range(times + 1)][1:] for bf16 in (False, True))
+    return statistics.median(mixed) * least < statistics.median(plain)

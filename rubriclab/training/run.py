@@ -55,12 +55,12 @@ class TrainPlan(Value):
     tokens: int # of all steps
     weights: int
     trained: int # weights that change
-    memory_gb: float # weights, gradients, moments over all GPUs; activations come on top
+    memory_gb: float # weights, a reference where one is held, gradients, moments over all GPUs; activations come on top
     gpu: str
     gpus: int
     fits: bool
     hours: float # of one GPU, over all of them together
-    disk_gb: float # checkpoints
+    disk_gb: float # checkpoints with their moments, and what is left in the end
     guessed: tuple[str, ...] = () # what was not at hand, and what stood in for it
 
     def __str__(self) -> str:
@@ -156,7 +156,8 @@ def _counted(found: _Sizes, recipe: TrainRecipe, gpu: str) -> TrainPlan:
     steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * n * getattr(args, "num_generations", 1) / batch)
     name = "SFT" if recipe.kind == "judge-head" else trl_name(recipe.kind)
     tokens = round(steps * batch * (2 if name in ("DPO", "Reward") else 1) * (report["tokens"]["total"] / (n + report.get("test", 0)) + getattr(args, "max_completion_length", 0))) # GRPO writes as much at most
-    memory = (4 * found.weights + 12 * found.trained) / 1e9
+    reference = recipe.lora is None and (name == "DPO" or name == "GRPO" and args.beta != 0) # with an adapter it is the model without it
+    memory = ((2 if recipe.dtype == "bfloat16" else 4) * found.weights * (1 + reference) + 12 * found.trained) / 1e9
     kept = args.save_total_limit or (max(1, int(steps // args.save_steps)) if args.save_steps >= 1 else 1)
     return TrainPlan(steps=steps, examples=n, left_out=report["left out"], tokens=tokens, weights=found.weights, trained=found.trained, memory_gb=memory, gpu=gpu, gpus=recipe.gpus, fits=memory * 1.3 < room * recipe.gpus,
-                     hours=FLOPS[name] * found.weights * tokens / (speed * 1e12 * USED) / 3600, disk_gb=(4 * found.weights + 8 * found.trained) * kept / 1e9, guessed=found.guessed)
+                     hours=FLOPS[name] * found.weights * tokens / (speed * 1e12 * USED) / 3600, disk_gb=(12 * kept + 4) * found.trained / 1e9, guessed=found.guessed)

@@ -115,7 +115,7 @@ def fits(recipe: TrainRecipe, d: TextData, args: Any, config: Any) -> None:
 
 def _base(recipe: TrainRecipe) -> tuple[Any, Any]:
     "The model; for a reward model with a scalar head in place of the vocabulary's."
-    if recipe.kind != "reward-model": return open_base(recipe.base)
+    if recipe.kind != "reward-model": return open_base(recipe.base, recipe.dtype)
     if recipe.base not in ("tiny", "scratch"): return _with_scalar(base_folder(recipe.base))
     with tempfile.TemporaryDirectory() as folder:
         save_model(*open_base(recipe.base), Path(folder) / "base")
@@ -157,7 +157,7 @@ def train_text(recipe: TrainRecipe, out: Path) -> TrainResult:
     if trainer.is_world_process_zero(): write_text(before_file, json.dumps(before))
     with no_bars(): trainer.train(resume_from_checkpoint=str(kept) if kept else None)
     after, folder = _worth(trainer), save_trained(trainer, tokenizer, recipe, out)
-    return TrainResult(folder=folder, base=base_of(recipe, out), steps=trainer.state.global_step, minutes=(time.monotonic() - start) / 60, curve=curve_of(trainer), data=split.report, before={"held out": before}, after={"held out": after})
+    return TrainResult(folder=folder, base=base_of(recipe, out), steps=trainer.state.global_step, minutes=(time.monotonic() - start) / 60, curve=curve_of(trainer), data=split.report, before={"held out": before}, after={"held out": after}, bf16=trainer.args.bf16)
 
 def _worth(trainer: Any) -> dict[str, float]:
     found = trainer.evaluate()
