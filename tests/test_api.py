@@ -1,10 +1,12 @@
 """The api engine against a server that fails in every way it can: each ends as a value with its reason, and the run goes on."""
-import asyncio, json, threading, time
+import asyncio, json, math, shutil, ssl, subprocess, threading, time
 import pytest
 web = pytest.importorskip("aiohttp.web", reason='the api engine needs pip install "rubriclab[api]"')
 from rubriclab.core.store import Store
 from rubriclab.core.types import Chat, Completion
-from rubriclab.engines.api import as_they_come, open_backend
+from rubriclab.engines import api, flow
+from rubriclab.engines.api import open_backend
+from rubriclab.engines.flow import Gate, as_they_come
 from rubriclab.engines.engine import Engine, Request
 
 SECRET = "sk-never-to-be-seen-4711"
@@ -42,6 +44,12 @@ class Server:
         if what == "slow": await asyncio.sleep(0.4)
         if what == "drop": request.transport.close()
         if what == "cut": return await self.cut(request)
+        if what in ("drip", "huge"): return await self.pour(request, *((b" ", 0.05) if what == "drip" else (b" " * 2**16, 0)))
+        if what == "schema": return error(400, "response_format json_schema is not supported") if "response_format" in body else said('Here: {"label": "yes"} I think')
+        if what == "spend": return said("ok")
+        if what == "nap":
+            if self.now > self.room: self.refused += 1; return error(429, "full")
+            await asyncio.sleep(0.01)
         if what == "garbage": return web.Response(text="<html>It works!</html>")
         if what == "empty": return web.json_response({"choices": []})
         if what == "list": return web.json_response([1, 2])
@@ -64,11 +72,22 @@ class Server:
         request.transport.close()
         return r
 
-    async def serve(self, hand_out):
+    async def pour(self, request, drop, wait):
+        await (r := web.StreamResponse()).prepare(request)
+        for _ in range(400):
+            await r.write(drop)
+            await asyncio.sleep(wait)
+        return r
+
+    models, room, refused = (), 1, 0
+    async def list(self, request): return web.json_response({"data": [{"id": m, "owned_by": "vllm"} for m in self.models]}) if self.models else web.Response(status=404)
+
+    async def serve(self, hand_out, context=None):
         app = web.Application()
         app.router.add_post("/v1/chat/completions", self.answer)
+        app.router.add_get("/v1/models", self.list)
         await (runner := web.AppRunner(app, shutdown_timeout=0.1, handler_cancellation=True)).setup()
-        await (site := web.TCPSite(runner, "127.0.0.1", 0)).start()
+        await (site := web.TCPSite(runner, "127.0.0.1", 0, ssl_context=context)).start()
         hand_out(site._server.sockets[0].getsockname()[1])
         try: await asyncio.Event().wait()
         finally: await runner.cleanup()
@@ -78,6 +97,7 @@ class Server:
 def server(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", SECRET)
     monkeypatch.setattr("rubriclab.engines.api.pause", lambda tried, asked=None: float(asked or 0.01))
+    monkeypatch.setattr(api, "MOST_BYTES", 2**20)
     s = Server()
     running = as_they_come(s.serve)
     s.url = f"toy@http://127.0.0.1:{next(running)}"
@@ -92,7 +112,7 @@ def ask(server, *texts, store=None, **options):
 
 @pytest.mark.parametrize("what, reason, tries", [
     ("broken", "server_error", 3), ("drop", "server_error", 3), ("cut", "server_error", 3), ("garbage", "server_error", 3), ("empty", "server_error", 3),
-    ("list", "server_error", 3), ("no message", "server_error", 3), ("full", "too_long", 1), ("wrong", "bad_request", 1), ("filtered", "refusal", 1),
+    ("list", "server_error", 3), ("no message", "server_error", 3), ("huge", "server_error", 3), ("full", "too_long", 1), ("wrong", "bad_request", 1), ("filtered", "refusal", 1),
     ("moved", "bad_request", 1), ("busy twice", None, 3), ("broken once", None, 2)])
 def test_every_fault_is_a_value(server, what, reason, tries):
     before, r, after = ask(server, "one", what, "two")
@@ -101,9 +121,10 @@ def test_every_fault_is_a_value(server, what, reason, tries):
     assert isinstance(r, Completion) if reason is None else (r.reason == reason and SECRET not in r.detail and SECRET not in repr(r)), r
 
 
-def test_a_server_that_hangs_is_a_timeout(server):
+@pytest.mark.parametrize("what", ["hang", "drip"])
+def test_a_server_that_does_not_end_is_a_timeout(server, what):
     start = time.time()
-    slow, fast = ask(server, "hang", "one", timeout="0.3", tries="2")
+    slow, fast = ask(server, what, "one", timeout="0.3", tries="2")
     assert slow.reason == "timeout" and "(2 tries)" in slow.detail and fast.text == "eno" and time.time() - start < 5
 
 
@@ -174,13 +195,74 @@ def test_a_forced_beginning_is_not_dropped(server):
     assert e.generate([Chat.user("forced", prefill="The moon is")])[0][0].reason == "unsupported"
 
 
-def test_letters_are_seen_or_missing_never_guessed(server):
+def test_letters_that_are_not_shown_have_a_bound(server):
     e = Engine(open_backend(server.url))
-    both, one, number = e.score([Chat.user("letters"), Chat.user("letters"), Chat.user("nan")], [[" A", " B"], [" A", " C"], [" A", " B"]])
-    assert both.logprobs == (-0.3, -1.5) and not both.exact
-    assert (one.reason, number.reason) == ("unsupported", "server_error")
+    both, one, none, number = e.score([Chat.user("letters"), Chat.user("letters"), Chat.user("letters"), Chat.user("nan")], [[" A", " B"], [" A", " C"], [" C", " D"], [" A", " B"]])
+    assert both.logprobs == (-0.3, -1.5) and both.exact
+    assert one.logprobs[0] == -0.3 and not one.exact and one.logprobs[1] == pytest.approx(math.log(1 - math.exp(-0.3) - math.exp(-1.5)))
+    assert (none.reason, number.reason) == ("unsupported", "server_error")
     for choices in (("A", "A"), ("", "A")):
         with pytest.raises(ValueError): e.score([Chat.user("letters")], choices)
+
+
+def test_a_schema_that_the_server_does_not_know_is_looked_for_in_the_text(server):
+    e = Engine(open_backend(server.url))
+    found = e.generate([Chat.user("schema"), Chat.user("schema #2")], schema={"type": "object", "required": ["label"]})
+    assert [r.text for r, in found] == ['{"label": "yes"}'] * 2 and sum("response_format" in b for b in server.bodies) <= 2
+    e.generate([Chat.user("schema #3")], schema={"type": "object", "required": ["label"]})
+    assert "response_format" not in server.bodies[-1] # it is not asked again
+
+
+def test_a_wrong_model_is_said_at_once(server):
+    server.models = ("other", "third")
+    with pytest.raises(RuntimeError, match="serves other, third, not 'toy'; write api:other@"): ask(server, *(f"one #{n}" for n in range(50)))
+    assert not server.bodies
+
+
+def test_tls_that_fails_is_said_at_once(server, tmp_path):
+    with pytest.raises(RuntimeError, match="cannot be trusted.*SSL_CERT_FILE"): ask_at(server.url.replace("http:", "https:"))
+    if shutil.which("openssl") is None: pytest.skip("no openssl to make a certificate of one's own")
+    subprocess.run(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", tmp_path / "key", "-out", tmp_path / "cert", "-days", "1", "-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"], check=True, capture_output=True)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(tmp_path / "cert", tmp_path / "key")
+    running = as_they_come(lambda hand_out: server.serve(hand_out, context))
+    try:
+        with pytest.raises(RuntimeError, match="cannot be trusted.*self-signed"): ask_at(f"toy@https://127.0.0.1:{next(running)}")
+    finally: running.close()
+
+
+def ask_at(url): return Engine(open_backend(url, tries="1")).generate([Chat.user("one")])
+
+
+def test_a_budget_is_kept(server, tmp_path):
+    (tmp_path / "prices.yaml").write_text("toy: {input: 1000.0, output: 1000.0}\n") # 7 tokens a reply, so $0.007
+    texts = [f"spend #{n}" for n in range(400)]
+    for given, most in ((dict(tokens="600"), 600), (dict(dollars="0.6", prices=str(tmp_path / "prices.yaml")), 600)):
+        e = Engine(open_backend(server.url, **given))
+        found = [r for r, in e.generate([Chat.user(t) for t in texts], max_tokens=8)]
+        paid = [r for r in found if isinstance(r, Completion)]
+        assert most - 40 <= 7 * len(paid) == e.backend.spent()["tokens"] <= most and {r.reason for r in found if r not in paid} == {"budget"}
+    assert e.backend.spent()["dollars"] == pytest.approx(0.007 * len(paid))
+    assert found[-1].transient # never stored: a later run goes on
+    for bad, why in ((dict(dollars="1"), "needs prices"), (dict(prices=str(tmp_path / "prices.yaml"), tokens="0"), "tokens"), (dict(prices=str(tmp_path / "none.yaml")), "name a YAML file")):
+        with pytest.raises(ValueError, match=why): open_backend(server.url, **bad)
+    with pytest.raises(ValueError, match="has no 'boy'; it has toy"): open_backend(server.url.replace("toy@", "boy@"), prices=str(tmp_path / "prices.yaml"))
+
+
+def test_a_deadline_is_kept(server):
+    start = time.time()
+    found = ask(server, *(f"slow #{n}" for n in range(40)), concurrency="4", deadline="1.0")
+    assert time.time() - start < 2.5 and 8 <= sum(isinstance(r, Completion) for r in found) < 20 and {r.reason for r in found if not isinstance(r, Completion)} == {"budget"}
+
+
+def test_how_many_at_once_is_found(server):
+    server.room = 12 # one more is refused
+    e = Engine(open_backend(server.url, concurrency="64", tries="2"))
+    found = [r for r, in e.generate([Chat.user(f"nap #{n}") for n in range(600)])]
+    assert all(isinstance(r, Completion) for r in found) and 6 <= e.backend.running.gate.limit <= 14, e.backend.running.gate
+    late = server.refused
+    e.generate([Chat.user(f"nap #{n}") for n in range(600, 900)])
+    assert server.refused - late < 40 # what was learned stays
 
 
 def test_the_store_keeps_what_will_not_change(server, tmp_path):

@@ -1,5 +1,5 @@
 """One contract, every engine: fake, replay, the bundled model, vLLM in a process of its own, and a vLLM server on loopback."""
-import contextlib, json, os, socket, subprocess, time, urllib.request
+import contextlib, json, os, socket, subprocess, sys, time, urllib.request
 from pathlib import Path
 import pytest
 from rubriclab.core.store import Store
@@ -99,6 +99,32 @@ def offline(python, truth, tmp_path_factory):
 def test_vllm(check, offline): assert offline[check] is None, offline[check]
 
 
+ADAPTED = """
+import sys
+from rubriclab.core.types import Chat
+from rubriclab.engines.engine import engine
+if __name__ == "__main__":
+    found = engine(sys.argv[1], store=False).score([Chat.user("Is it short?", prefill="Answer:"), Chat.user("One more")], [" yes", " no"])
+    print([s.logprobs for s in found])
+"""
+
+
+def test_trained_adapters_are_engines_of_vllm_too(python, bundled, tmp_path):
+    pytest.importorskip("peft", reason="needs the extra: pip install 'rubriclab[hf]'")
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from rubriclab.training.recipe import open_base
+    torch.manual_seed(0)
+    get_peft_model(open_base("smollm2")[0], LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=16, target_modules="all-linear", init_lora_weights=False)).save_pretrained(tmp_path / "adapter")
+    def read(python, spec):
+        done = subprocess.run([python, "-c", ADAPTED, spec], capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return [x for pair in json.loads(done.stdout.splitlines()[-1].replace("(", "[").replace(")", "]")) for x in pair]
+    adapter = f"adapter={tmp_path / 'adapter'}&dtype=float32"
+    here, plain, there = read(sys.executable, f"smollm2?{adapter}"), read(sys.executable, "smollm2?dtype=float32"), read(python, f"vllm:smollm2?{adapter}&max_len=1024&memory=0.2")
+    assert max(abs(a - b) for a, b in zip(here, there)) < 2e-3 and max(abs(a - b) for a, b in zip(here, plain)) > 1
+
+
 @pytest.mark.parametrize("check", CHECKS)
 def test_served(check, server, truth): CHECKS[check](language_model(engine(server, store=False), nats=BFLOAT16, exact=False, schema=True), truth)
 
@@ -115,3 +141,31 @@ def test_many_choices(server):
     letters = [f" {c}" for c in "ABCDEFGHIJKLMNOPQRSTUVWXYZ"]
     got, two = engine(server, store=False).score([SCORED[0][0]] * 2, [letters, letters[:2]])
     assert len(got.logprobs) == 26 and max(abs(x - y) for x, y in zip(got.logprobs, two.logprobs)) < BFLOAT16
+
+
+def test_letters_take_one_request_once_their_tokens_are_known(server):
+    e = engine(server, store=False)
+    chats = [c for c, _ in SCORED]
+    slow = engine(server, store=False).score(chats[:1], [" A", " B"]) + [x for c in chats[1:] for x in engine(server, store=False).score([c], [" A", " B"])]
+    e.backend.known.clear()
+    e.score(chats[:1], [" A", " B"])
+    before = e.backend.running.gate.sent
+    quick = e.score(chats, [" A", " B"])
+    ended_alike = sum(c.prefill == chats[0].prefill for c in chats)
+    assert e.backend.running.gate.sent - before < len(chats) + 5 * (len(chats) - ended_alike + 1)
+    assert all(max(abs(x - y) for x, y in zip(a.logprobs, b.logprobs)) < BFLOAT16 and b.exact for a, b in zip(slow, quick))
+
+
+def test_echo_and_likeliest_tokens_agree_with_the_tokens_by_id(server, bundled):
+    "The same server, taken for one that knows less."
+    chat, letters = SCORED[0][0], [" A", " B"]
+    by_id, = engine(server, store=False).score([chat], letters)
+    from rubriclab.engines.api import open_backend
+    target = server.removeprefix("api:")
+    for options, dull in (({"tokenizer": "smollm2"}, {"token_ids": False}), ({}, {"token_ids": False, "echo": False})):
+        backend = open_backend(target, **options)
+        found = backend.abilities()
+        assert found.kind == "vllm" and found.token_ids and found.echo and found.top == 20 and found.json_schema and found.max_len == 2048
+        backend.served, backend.listed = found.replace(**dull), {"owned_by": "somebody"}
+        s, = Engine(backend).score([chat], letters)
+        assert not hasattr(s, "reason") and max(abs(x - y) for x, y in zip(s.logprobs, by_id.logprobs)) < BFLOAT16 or not s.exact, s

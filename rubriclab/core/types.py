@@ -64,8 +64,8 @@ def markdown_table(head: Sequence[str], # column names
     return "\n".join(lines + ["| " + " | ".join(cell(c) for c in r) + " |" for r in rows])
 
 # %% ../../nbs/core/00_types.ipynb #9424ecc6
-Reason = Literal["no_parse", "refusal", "truncated", "too_long", "timeout", "server_error", "bad_request", "unsupported", "missing", "dropped"]
-TRANSIENT = frozenset({"timeout", "server_error"})
+Reason = Literal["no_parse", "refusal", "truncated", "too_long", "timeout", "server_error", "bad_request", "unsupported", "missing", "dropped", "budget"]
+TRANSIENT = frozenset({"timeout", "server_error", "budget"}) # may be better another time, and so never stored
 
 class Usage(Value):
     "Tokens that a result took, cached or not."
