@@ -1502,6 +1502,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'rubriclab.lab.c2.yields': ('lab/c2.html#yields', 'rubriclab/lab/c2.py')},
             'rubriclab.lab.cli': { 'rubriclab.lab.cli._Group': ('lab/cli.html#_group', 'rubriclab/lab/cli.py'),
                                    'rubriclab.lab.cli._Group.invoke': ('lab/cli.html#_group.invoke', 'rubriclab/lab/cli.py'),
+                                   'rubriclab.lab.cli._check_engine': ('lab/cli.html#_check_engine', 'rubriclab/lab/cli.py'),
                                    'rubriclab.lab.cli._check_store': ('lab/cli.html#_check_store', 'rubriclab/lab/cli.py'),
                                    'rubriclab.lab.cli._check_torch': ('lab/cli.html#_check_torch', 'rubriclab/lab/cli.py'),
                                    'rubriclab.lab.cli._encoder': ('lab/cli.html#_encoder', 'rubriclab/lab/cli.py'),

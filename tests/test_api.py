@@ -292,3 +292,12 @@ def test_options():
     for bad, why in ((dict(concurrency="0"), "concurrency"), (dict(timeout="soon"), "timeout"), (dict(tries="-1"), "tries"), (dict(key_env=SECRET), "environment")):
         with pytest.raises(ValueError, match=why) as e: open_backend("toy@http://127.0.0.1", **bad)
         assert SECRET not in str(e.value)
+
+
+def test_the_doctor_says_what_a_server_can_do(server, tmp_path):
+    from conftest import command
+    done = command("doctor", "--engine", f"api:{server.url}", RUBRICLAB_CACHE_DIR=str(tmp_path))
+    assert done.returncode == 0 and "engine api:toy" in done.stdout and "not known: replies are searched for JSON" in done.stdout and "writes" in done.stdout and SECRET not in done.stdout + done.stderr, done.stderr
+    assert len(list((tmp_path / "servers").iterdir())) == 1
+    gone = command("doctor", "--engine", "api:toy@http://127.0.0.1:1?tries=1", RUBRICLAB_CACHE_DIR=str(tmp_path))
+    assert gone.returncode == 2 and "does not answer" in gone.stderr

@@ -410,7 +410,8 @@ def _has(module: str) -> bool:
     return find_spec(module) is not None
 
 @main.command()
-def doctor() -> None:
+@click.option("-e", "--engine", help=f"Ask this engine for a word and a score too; of a server, say what it can do. {ENGINE_HELP}")
+def doctor(engine: str | None) -> None:
     "What is installed, what works here, and what to install for the rest."
     import platform
     from rubriclab.core.settings import nearest_ini, settings
@@ -425,6 +426,7 @@ def doctor() -> None:
     for k, v in s: click.echo(f"  {k:<12} {v if v != '' else '(none)'}")
     _check_store(s.store)
     if _has("torch"): _check_torch()
+    if engine: _check_engine(engine)
 
 # %% ../../nbs/lab/05_cli.ipynb #bc2b431e
 def _check_store(path: Path) -> None:
@@ -436,3 +438,19 @@ def _check_torch() -> None:
     import torch
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
     click.echo(f"torch {torch.__version__}: {', '.join(gpus) if gpus else 'no GPU; engines run on the CPU'}")
+
+def _check_engine(spec: str) -> None:
+    from rubriclab.core.types import Chat, Failure
+    from rubriclab.engines.engine import engine
+    e = engine(spec, store=False)
+    click.echo(f"engine {e.name}")
+    if (abilities := getattr(e.backend, "abilities", None)) is not None:
+        found = abilities()
+        if isinstance(found, Failure): raise ValueError(f"{e.name} does not answer: {found.detail}")
+        click.echo(str(found))
+    (reply,), = e.generate([Chat.user("Say yes.")], max_tokens=8)
+    score, = e.score([Chat.user("Is the moon round?")], ["Yes", "No"])
+    show = lambda r, good: f"no: {r.reason}, {r.detail}" if isinstance(r, Failure) else good(r)
+    click.echo(f"  {'writes':<12} " + show(reply, lambda r: repr(r.text)))
+    click.echo(f"  {'scores':<12} " + show(score, lambda s: f"Yes {s.logprobs[0]:.3f}, No {s.logprobs[1]:.3f} nats ({s.precision}, {'exact' if s.exact else 'a bound'})"))
+    e.close()
