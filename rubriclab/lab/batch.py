@@ -113,9 +113,11 @@ class Runner(Protocol):
     "Does a task with every block, in any place; lines come back in the order of the blocks."
     def run(self, task: Task, blocks: Iterator[tuple[int, list[Any]]]) -> Iterator[list[dict[str, Any]]]: ...
     def tallies(self, task: Task) -> dict[str, Tally]: ...
+    def block(self, records: int) -> int: ...
 
 class Here:
     "In this process."
+    def block(self, records: int) -> int: return 256
     def run(self, task: Task, blocks: Iterator[tuple[int, list[Any]]]) -> Iterator[list[dict[str, Any]]]:
         step = task.step()
         for first, items in blocks: yield step(items, first)
@@ -129,7 +131,7 @@ def stream(source: str | Path, # records
            settings: Mapping[str, Any], # everything that determines the lines
            keep_going: bool = False, # leave bad records out
            read: Read = read_preferences, # how a line becomes a record
-           block: int = 256, # records at a time
+           block: int | None = None, # records at a time, where results depend on it; else the runner's own
            beside: "_Exports | None" = None, # files that take what lines hold for them
            runner: Runner = Here(), # where
           ) -> Batch: # counts
@@ -142,7 +144,7 @@ def stream(source: str | Path, # records
     partial = out.with_name(out.name + ".partial")
     out.parent.mkdir(parents=True, exist_ok=True)
     with open(partial, "w", encoding="utf-8") as f:
-        for lines in runner.run(task, _blocks(iter(items), block)):
+        for lines in runner.run(task, _blocks(iter(items), block or runner.block(good))):
             for line in lines:
                 for name, rows in line.pop(BESIDE, {}).items(): beside.add(name, rows)
                 f.write(json.dumps(line, ensure_ascii=False, allow_nan=False, default=strict) + "\n") # most lines are plain data, and json is quicker at those
@@ -402,5 +404,5 @@ def rubricrag_file(source: str | Path, # prompts, with or without human rubrics 
     index = bench.criteria if arm.strategy == "criteria" else bench.index
     settings = {"command": "rubricrag", "strategy": arm.strategy, "how": json.loads(arm.how.to_json()), "matcher": bench.matcher, "expected": bench.expected, "index": index and index.manifest, **{r: e.id for r, e in engines.items()}}
     task = Task(rubricrag_step, engines, {"arm": arm, "bench": again or bench._replace})
-    return stream(source, out, task, settings, keep_going, items_at, 128, kept, runner), kept.rows
+    return stream(source, out, task, settings, keep_going, items_at, None, kept, runner), kept.rows
 

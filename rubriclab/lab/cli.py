@@ -9,6 +9,7 @@ __all__ = ['ENGINE_HELP', 'EXTRAS', 'main', 'shared', 'crg', 'judge', 'grade', '
 # %% ../../nbs/lab/05_cli.ipynb #67dac044
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 import click
@@ -35,16 +36,43 @@ def shared(*options: Callable) -> Callable: # a decorator
     return add
 
 ENGINE_HELP = "Who answers, for example smollm2, hf:Qwen/Qwen3-8B, vllm:MODEL, api:MODEL@URL."
-_batch = shared(click.argument("source", metavar="IN"), click.argument("out", metavar="OUT", type=click.Path(path_type=Path)),
+def _workers(ctx: click.Context, param: click.Parameter, text: str) -> tuple[int, int]:
+    low, _, high = text.partition(":")
+    if not (low.isdigit() and (high.isdigit() or not high)) or not 1 <= int(low) <= int(high or low): raise click.BadParameter(f"{text!r}: give a number such as 4, or least:most such as 1:8")
+    return int(low), int(high or low)
+
+def _noted(ctx: click.Context, param: click.Parameter, value: Any) -> None: ctx.meta[param.name] = _workers(ctx, param, value) if param.name == "workers" else value # where `_runner` finds it
+
+_ray = shared(click.option("--ray", metavar="ADDRESS", expose_value=False, callback=_noted, help="Do it on Ray: `local`, `auto` for the cluster of this machine, or an address."),
+              click.option("--workers", default="1", show_default=True, metavar="N or LEAST:MOST", expose_value=False, callback=_noted, help="With --ray: processes, each with its own engines."),
+              click.option("--gpus", type=click.FloatRange(0), default=0.0, show_default=True, expose_value=False, callback=_noted, help="With --ray: GPUs of a worker; a part of one is allowed."))
+_batch = shared(_ray, click.argument("source", metavar="IN"), click.argument("out", metavar="OUT", type=click.Path(path_type=Path)),
                 click.option("--seed", type=int, help="Seed of sampling and of random orders."),
                 click.option("--keep-going", is_flag=True, help="Leave bad records out, and count them."),
                 click.option("--no-store", is_flag=True, help="Keep no calls; nothing can be resumed."),
                 click.option("--plan", "planned", is_flag=True, help="Count calls and tokens; run nothing."))
 
 # %% ../../nbs/lab/05_cli.ipynb #b1d7eeef
+def _runner(store: bool = True) -> Any: # of `lab.batch`
+    "Where the command of this process runs: here, or on the cluster that it names."
+    meta = click.get_current_context().meta
+    if not meta.get("ray"):
+        from rubriclab.lab.batch import Here
+        return Here()
+    if "cluster" not in meta:
+        from rubriclab.lab.cluster import Cluster
+        meta["cluster"] = Cluster(meta["ray"], meta["workers"], meta["gpus"], store=store)
+    return meta["cluster"]
+
+def _here(planned: bool) -> Any:
+    "A plan is made in this process."
+    from rubriclab.lab.batch import Here
+    return Here() if planned else _runner()
+
 def _engine(spec: str | None, planned: bool, store: bool = True) -> Any:
     from rubriclab.core.settings import settings
     from rubriclab.engines.engine import engine
+    if not planned and click.get_current_context().meta.get("ray"): return _runner(store).engine(spec)
     return engine(f"plan:{spec or settings().engine}", store=False) if planned else engine(spec, store=store)
 
 def _finish(run: Callable[[Path], Any], out: Path, planned: bool, engines: Sequence[tuple[str, Any]]) -> None:
@@ -85,7 +113,7 @@ def crg(source: str, out: Path, seed: int | None, keep_going: bool, no_store: bo
     tester = _engine(filter_judge or engine, planned, not no_store) if filtered else None
     write = {"temperature": temperature, "max_tokens": max_tokens, "prefill": prefill}
     test = {"tau": tau, "orders": "both" if both_orders else "random"} if filtered else {}
-    run = lambda path: crg_file(source, path, writer, tester, mode, attempts, write, test, settings(seed=seed).seed, keep_going)
+    run = lambda path: crg_file(source, path, writer, tester, mode, attempts, write, test, settings(seed=seed).seed, keep_going, _here(planned))
     _finish(run, out, planned, [("writer", writer)] + ([("filter", tester)] if tester else []))
 
 # %% ../../nbs/lab/05_cli.ipynb #133708ed
@@ -106,7 +134,7 @@ def judge(source: str, out: Path, seed: int | None, keep_going: bool, no_store: 
     if votes > 1 and readout == "logprob": raise click.UsageError("--votes needs --readout generate: a log-probability has one vote")
     by = _engine(engine, planned, not no_store)
     how = {"method": method, "readout": readout, "orders": orders, "votes": votes, "temperature": temperature, "max_tokens": max_tokens}
-    _finish(lambda path: judge_file(source, path, by, how, settings(seed=seed).seed, keep_going), out, planned, [("judge", by)])
+    _finish(lambda path: judge_file(source, path, by, how, settings(seed=seed).seed, keep_going, _here(planned)), out, planned, [("judge", by)])
 
 # %% ../../nbs/lab/05_cli.ipynb #c1c16fa0
 _panel = shared(click.option("-e", "--engine", "engines", multiple=True, help=f"{ENGINE_HELP} Repeat it for a panel."),
@@ -145,7 +173,7 @@ def grade(source: str, out: Path, seed: int | None, keep_going: bool, no_store: 
     how |= {"seed": settings(seed=seed).seed, "scale": scale.split(",") if "," in scale else scale}
     panel = Panel(prompts=prompts or (None,), rule=rule, weights=weights or None, ties=ties)
     fitted = _probe(probe, how["readout"])
-    run = lambda path: grade_file(source, path, judges, how, panel, fitted, recheck, keep_going)
+    run = lambda path: grade_file(source, path, judges, how, panel, fitted, recheck, keep_going, _here(planned))
     _finish(run, out, planned, [(f"judge {n}" if len(judges) > 1 else "judge", j) for n, j in enumerate(judges, 1)])
     if not planned: _report(out)
 
@@ -195,7 +223,7 @@ def c2(source: str, out: Path, seed: int | None, keep_going: bool, no_store: boo
     second = _engine(second_judge, planned, not no_store) if second_judge else None
     given = {k: v for k, v in how.items() if v is not None} | {"seed": settings(seed=seed).seed}
     settings_ = (PAPER if paper else Contrasting()).replace(**given)
-    if not planned: return _finish(lambda path: c2_file(source, path, writer, by, settings_, second, survivors, keep_going), out, False, [])
+    if not planned: return _finish(lambda path: c2_file(source, path, writer, by, settings_, second, survivors, keep_going, _runner()), out, False, [])
     _finish(lambda path: c2_plan(source, writer, by, settings_, second, keep_going), out, True, [("generator", writer), ("judge", by)] + ([("second judge", second)] if second else []))
     click.echo("One round: a pair that needs more asks for as many rubrics and margins again in each.")
 
@@ -213,7 +241,7 @@ def verify(source: str, out: Path, seed: int | None, keep_going: bool, no_store:
     from rubriclab.lab.batch import verify_file
     by = _engine(engine, planned, not no_store)
     how |= {"seed": settings(seed=seed).seed}
-    _finish(lambda path: verify_file(source, path, by, how, policy, keep_going), out, planned, [("verifier", by)])
+    _finish(lambda path: verify_file(source, path, by, how, policy, keep_going, _here(planned)), out, planned, [("verifier", by)])
 
 # %% ../../nbs/lab/05_cli.ipynb #96df07ca
 @main.group()
@@ -317,8 +345,12 @@ def rubricrag(source: str, out: Path, seed: int | None, keep_going: bool, no_sto
     bench = _rag_bench(folder, how["method"], None if strategy in WITHOUT_MODEL else make(generator), None if judge == "none" else make(judge), matcher, make)._replace(expected=expected)
     roles = [(r, e) for r, e in (("generator", bench.writer), ("judge", bench.judge), ("matcher", bench.matching)) if e]
     done: list[Any] = []
-    _finish(lambda path: done.extend(rubricrag_file(source, path, arm, bench, keep_going)) or done[0], out, planned, roles)
+    _finish(lambda path: done.extend(rubricrag_file(source, path, arm, bench, keep_going, _here(planned), partial(_bench_elsewhere, folder, how["method"], matcher, expected))) or done[0], out, planned, roles)
     if not planned and done[1]: click.echo("\n" + rag_text(summarize_rag(done[1])))
+
+def _bench_elsewhere(folder: Path | None, method: str | None, matcher: str, expected: bool, writer: Any = None, judge: Any = None, matching: Any = None) -> Any:
+    "The bench of `rubricrag`, opened by a worker."
+    return _rag_bench(folder, method, writer, judge, matcher, lambda spec: matching)._replace(expected=expected)
 
 def _rag_bench(folder: Path | None, method: str | None, writer: Any, judge: Any, matcher: str, make: Callable[[str], Any]) -> Any:
     from rubriclab.lab.rubricrag import Bench
