@@ -1606,6 +1606,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                   'rubriclab/lab/cluster.py'),
                                        'rubriclab.lab.cluster._identify': ('lab/cluster.html#_identify', 'rubriclab/lab/cluster.py'),
                                        'rubriclab.lab.cluster._own': ('lab/cluster.html#_own', 'rubriclab/lab/cluster.py'),
+                                       'rubriclab.lab.cluster._pickled': ('lab/cluster.html#_pickled', 'rubriclab/lab/cluster.py'),
                                        'rubriclab.lab.cluster._run': ('lab/cluster.html#_run', 'rubriclab/lab/cluster.py'),
                                        'rubriclab.lab.cluster._service': ('lab/cluster.html#_service', 'rubriclab/lab/cluster.py'),
                                        'rubriclab.lab.cluster._since': ('lab/cluster.html#_since', 'rubriclab/lab/cluster.py'),

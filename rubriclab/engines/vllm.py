@@ -280,6 +280,7 @@ def open_backend(target: str, # a folder, a name on the hub, or smollm2
                  head: str = "float32", # the last layer's, or `model` for the body's
                  max_len: str = "auto", # tokens of prompt and answer together
                  memory: str = "auto", # share of the device's memory; 0.9 of a GPU, 0.35 of a CPU's
+                 tensor: str = "1", # GPUs that share one copy of the model; for more copies take more workers (`--ray`)
                 ) -> VllmBackend:
     "`vllm:MODEL?adapter=DIR&dtype=D`."
     try: quiet_vllm()
@@ -289,6 +290,7 @@ def open_backend(target: str, # a folder, a name on the hub, or smollm2
     given: dict[str, Any] = {"revision": revision, "dtype": dtype, "hf_overrides": {"head_dtype": head}}
     if max_len != "auto": given["max_model_len"] = _number("max_len", max_len, int)
     if memory != "auto": given["gpu_memory_utilization"] = _number("memory", memory, float)
+    if (shared := _number("tensor", tensor, int)) > 1: given["tensor_parallel_size"] = shared
     config, cpu = _config(path, given)
     tokenizer = _tokenizer(path, revision)
     name = (Path(path).resolve().name if Path(path).is_dir() and path == target else target) + (f"+{Path(adapter).name}" if adapter else "")

@@ -52,6 +52,13 @@ def _since(now: Tally, then: Tally) -> Tally:
     counts = {k: getattr(now, k) - getattr(then, k) for k in ("asked", "computed", "failed")}
     return Tally(**counts, usage=type(now.usage)(**minus(now.usage, then.usage)), work=type(now.work)(**minus(now.work, then.work)))
 
+def _pickled(lines: Any) -> bytes:
+    if isinstance(lines, list): return pickle.dumps(lines)
+    try:
+        pickle.loads(found := pickle.dumps(lines))
+        return found
+    except Exception: return pickle.dumps(RuntimeError(f"{type(lines).__name__}: {lines}")) # an exception that cannot travel
+
 class Worker:
     "Does a task with the blocks that it is given; Ray Data starts as many as it needs."
     def __init__(self, make: Callable[..., Any], specs: Mapping[str, str], options: bytes, # pickled
@@ -64,8 +71,9 @@ class Worker:
     def __call__(self, row: Mapping[str, Any]) -> dict[str, Any]:
         first, items = pickle.loads(row["block"])
         then = {role: e.tally for role, e in self.engines.items()}
-        lines = self.step(items, first)
-        return {"lines": pickle.dumps(lines), "tallies": json.dumps({role: json.loads(_since(e.tally, then[role]).to_json()) for role, e in self.engines.items()})}
+        try: lines = self.step(items, first)
+        except Exception as e: lines = e # as a value: Ray would wrap it, and a worker that answers need not be started again
+        return {"lines": _pickled(lines), "tallies": json.dumps({role: json.loads(_since(e.tally, then[role]).to_json()) for role, e in self.engines.items()})}
 
 # %% ../../nbs/lab/10_cluster.ipynb #955d1704
 class Cluster:
@@ -131,9 +139,10 @@ def _run(self: Cluster, task: Task, blocks: Iterator[tuple[int, list[Any]]]) -> 
     done = ready.map(Worker, fn_constructor_kwargs=given, compute=ActorPoolStrategy(min_size=low, max_size=high, max_tasks_in_flight_per_actor=2), num_cpus=self.cpus, num_gpus=self.gpus, runtime_env=self.env)
     done.context.execution_options.preserve_order, done.context.enable_progress_bars = True, False
     try:
-        for row in done.iter_rows():
+        for row in done.iter_rows(): # what a worker could not do comes back as its error
             for role, t in json.loads(row["tallies"]).items(): task.engines[role].add(Tally.from_json(json.dumps(t)))
-            yield pickle.loads(row["lines"])
+            if isinstance(lines := pickle.loads(row["lines"]), Exception): raise lines
+            yield lines
     except (ray.exceptions.RayError, RuntimeError) as e: raise _own(e) from None
 
 Cluster.run = _run
