@@ -107,12 +107,11 @@ class Task(NamedTuple):
     engines: Mapping[str, Any] # `Engine`, or what stands for one that is elsewhere
     options: Mapping[str, Any] = {}
 
-    def step(self, engines: Mapping[str, Engine] | None = None) -> Step: return self.make(self.engines if engines is None else engines, **self.options)
+    def step(self) -> Step: return self.make(self.engines, **self.options)
 
 class Runner(Protocol):
     "Does a task with every block, in any place; lines come back in the order of the blocks."
     def run(self, task: Task, blocks: Iterator[tuple[int, list[Any]]]) -> Iterator[list[dict[str, Any]]]: ...
-    def tallies(self, task: Task) -> dict[str, Tally]: ...
     def block(self, records: int) -> int: ...
 
 class Here:
@@ -121,8 +120,6 @@ class Here:
     def run(self, task: Task, blocks: Iterator[tuple[int, list[Any]]]) -> Iterator[list[dict[str, Any]]]:
         step = task.step()
         for first, items in blocks: yield step(items, first)
-
-    def tallies(self, task: Task) -> dict[str, Tally]: return {role: e.tally for role, e in task.engines.items()}
 
 # %% ../../nbs/lab/02_batch.ipynb #e73a3203
 def stream(source: str | Path, # records
@@ -152,7 +149,7 @@ def stream(source: str | Path, # records
             f.flush()
     write_json(out.with_name(out.name + ".settings.json"), settings)
     os.replace(partial, out)
-    return Batch(out=out, read=good, skipped=items.skipped, failed=sum(reasons.values()), reasons=reasons, tallies=runner.tallies(task))
+    return Batch(out=out, read=good, skipped=items.skipped, failed=sum(reasons.values()), reasons=reasons, tallies={role: e.tally for role, e in task.engines.items()})
 
 # %% ../../nbs/lab/02_batch.ipynb #99a1f4ea
 def _failed(f: Failure | None) -> dict[str, Any]: return {} if f is None else {"failure": reason_of(f)}

@@ -6,9 +6,8 @@
 __all__ = ['StoreService', 'RemoteStore', 'Far', 'Worker', 'Cluster']
 
 # %% ../../nbs/lab/10_cluster.ipynb #fa337953
-import json, os, pickle
+import os, pickle
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 from ..core.settings import settings
 from ..core.store import Row, Store
@@ -73,7 +72,7 @@ class Worker:
         then = {role: e.tally for role, e in self.engines.items()}
         try: lines = self.step(items, first)
         except Exception as e: lines = e # as a value: Ray would wrap it, and a worker that answers need not be started again
-        return {"lines": _pickled(lines), "tallies": json.dumps({role: json.loads(_since(e.tally, then[role]).to_json()) for role, e in self.engines.items()})}
+        return {"lines": _pickled(lines), "tallies": pickle.dumps({role: _since(e.tally, then[role]) for role, e in self.engines.items()})}
 
 # %% ../../nbs/lab/10_cluster.ipynb #955d1704
 class Cluster:
@@ -103,7 +102,6 @@ class Cluster:
         return self.known[spec]
 
     def block(self, records: int) -> int: return max(1, min(256, -(-records // (8 * self.workers[1]))))
-    def tallies(self, task: Task) -> dict[str, Tally]: return {role: e.tally for role, e in task.engines.items()}
 
 # %% ../../nbs/lab/10_cluster.ipynb #9401f325
 def _start(address: str) -> None:
@@ -140,7 +138,7 @@ def _run(self: Cluster, task: Task, blocks: Iterator[tuple[int, list[Any]]]) -> 
     done.context.execution_options.preserve_order, done.context.enable_progress_bars = True, False
     try:
         for row in done.iter_rows(): # what a worker could not do comes back as its error
-            for role, t in json.loads(row["tallies"]).items(): task.engines[role].add(Tally.from_json(json.dumps(t)))
+            for role, t in pickle.loads(row["tallies"]).items(): task.engines[role].add(t)
             if isinstance(lines := pickle.loads(row["lines"]), Exception): raise lines
             yield lines
     except (ray.exceptions.RayError, RuntimeError) as e: raise _own(e) from None
