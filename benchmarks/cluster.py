@@ -6,25 +6,11 @@
 A fake server answers after half a second, and every worker may have eight requests under way. Counted are finished calls a second between the first tenth of them and the last, by the store that all workers share: starting
 Ray and its workers takes some seconds, whatever comes after. Bars: 2 and 4 workers at least 1.8 and 3.4 times one.
 """
-import asyncio, os, statistics, subprocess, sys, tempfile, time
+import os, statistics, subprocess, sys, tempfile, time
 from pathlib import Path
+from waiting import waiting
 
 SECONDS, AT_ONCE = 0.5, 8
-
-
-async def serve() -> None:
-    from aiohttp import web
-    reply = {"choices": [{"message": {"content": "Winner: Response A"}, "finish_reason": "stop"}], "usage": {"prompt_tokens": 200, "completion_tokens": 4}}
-    async def answer(request: web.Request) -> web.Response:
-        await request.read()
-        await asyncio.sleep(SECONDS)
-        return web.json_response(reply)
-    app = web.Application()
-    app.router.add_post("/v1/chat/completions", answer)
-    await (runner := web.AppRunner(app, access_log=None)).setup()
-    await (site := web.TCPSite(runner, "127.0.0.1", 0, backlog=4096)).start()
-    print(site._server.sockets[0].getsockname()[1], flush=True)
-    await asyncio.Event().wait()
 
 
 def rate(workers: int, pairs: int, port: str) -> float: # finished calls a second
@@ -48,15 +34,9 @@ def rate(workers: int, pairs: int, port: str) -> float: # finished calls a secon
 
 
 def main(quick: bool) -> None:
-    server = subprocess.Popen([sys.executable, __file__, "--serve"], stdout=subprocess.PIPE, text=True)
-    try:
-        port = server.stdout.readline().strip()
-        rounds = [{w: rate(w, 160 * w if quick else 400 * w, port) for w in (1, 2, 4)} for _ in range(1 if quick else 3)]
-    finally:
-        server.kill()
-        server.wait()
+    with waiting(SECONDS) as port: rounds = [{w: rate(w, 160 * w if quick else 400 * w, port) for w in (1, 2, 4)} for _ in range(1 if quick else 3)]
     print(f"{'workers':>7}{'calls a second':>16}{'times one worker':>18}")
     for w in (1, 2, 4): print(f"{w:>7}{statistics.median(r[w] for r in rounds):>16.1f}{statistics.median(r[w] / r[1] for r in rounds):>18.2f}")
 
 
-if __name__ == "__main__": asyncio.run(serve()) if "--serve" in sys.argv else main("--quick" in sys.argv)
+if __name__ == "__main__": main("--quick" in sys.argv)

@@ -6,32 +6,11 @@
 `queue`: what comes beyond 256 waits at the server. `refuse`: it is refused with 429, and the client, which is allowed 2,048, must find out. The ideal time is requests / 256 seconds. CPU time is that of the
 client's process, all of it: prompts, keys, connections, replies, with and without the store. Bars: 1.15 and 1.5 of the ideal time; 1 ms of CPU a request; no memory that grows with the requests.
 """
-import asyncio, json, resource, statistics, subprocess, sys, tempfile, time
+import json, resource, statistics, subprocess, sys, tempfile, time
 from pathlib import Path
+from waiting import waiting
 
 ROOM, SECONDS = 256, 1.0
-
-
-async def serve(refuse: bool) -> None:
-    "Prints its port, then answers until it is killed."
-    from aiohttp import web
-    now, room = 0, asyncio.Semaphore(ROOM)
-    reply = {"choices": [{"message": {"content": "Winner: Response A"}, "finish_reason": "stop"}], "usage": {"prompt_tokens": 200, "completion_tokens": 4}}
-    async def answer(request: web.Request) -> web.Response:
-        nonlocal now
-        await request.read()
-        if refuse and now >= ROOM: return web.json_response({"error": {"message": "too many at once"}}, status=429)
-        now += 1
-        try:
-            async with room: await asyncio.sleep(SECONDS)
-        finally: now -= 1
-        return web.json_response(reply)
-    app = web.Application()
-    app.router.add_post("/v1/chat/completions", answer)
-    await (runner := web.AppRunner(app, access_log=None)).setup()
-    await (site := web.TCPSite(runner, "127.0.0.1", 0, backlog=4096)).start()
-    print(site._server.sockets[0].getsockname()[1], flush=True)
-    await asyncio.Event().wait()
 
 
 def client(port: int, n: int, bound: int, stored: bool) -> dict[str, float]:
@@ -52,14 +31,9 @@ def client(port: int, n: int, bound: int, stored: bool) -> dict[str, float]:
 
 
 def measure(kind: str, n: int, bound: int, stored: bool) -> dict[str, float]:
-    server = subprocess.Popen([sys.executable, __file__, "--serve", kind], stdout=subprocess.PIPE, text=True)
-    try:
-        port = server.stdout.readline().strip()
+    with waiting(SECONDS, ROOM, kind == "refuse") as port:
         done = subprocess.run([sys.executable, __file__, "--client", port, str(n), str(bound), str(int(stored))], check=True, capture_output=True, text=True)
-        return json.loads(done.stdout.splitlines()[-1])
-    finally:
-        server.kill()
-        server.wait()
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def main(quick: bool) -> None:
@@ -72,6 +46,5 @@ def main(quick: bool) -> None:
 
 
 if __name__ == "__main__":
-    if "--serve" in sys.argv: asyncio.run(serve(sys.argv[2] == "refuse"))
-    elif "--client" in sys.argv: print(json.dumps(client(int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]), sys.argv[5] == "1")))
+    if "--client" in sys.argv: print(json.dumps(client(int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]), sys.argv[5] == "1")))
     else: main("--quick" in sys.argv)

@@ -1,6 +1,7 @@
 """Batch commands on Ray: the same files as in one process, one store for all workers, errors in one line."""
-import json, os, subprocess
-import pytest
+import json, os, subprocess, sys, time
+from pathlib import Path
+import psutil, pytest
 from conftest import COMMAND, command
 
 pytest.importorskip("ray", reason="needs the extra: pip install 'rubriclab[ray]'")
@@ -53,6 +54,34 @@ def test_contrasts_leave_their_files(files, tmp_path):
     there = on_ray("c2", files / "c2.jsonl", tmp_path / "there", *how, RUBRICLAB_CACHE_DIR=str(tmp_path / "b"))
     assert (here.returncode, there.returncode) == (0, 0), here.stderr[-2000:] + there.stderr[-2000:]
     for name in ("pairs.jsonl", "dpo.jsonl", "verifier.jsonl", "report.md"): assert (tmp_path / "here" / name).read_text() == (tmp_path / "there" / name).read_text(), name
+
+
+def test_a_killed_worker_loses_nothing(files, tmp_path):
+    server = subprocess.Popen([sys.executable, Path(__file__).parents[1] / "benchmarks/waiting.py", "0.3", "64"], stdout=subprocess.PIPE, text=True)
+    how = ("-e", f"api:toy@http://127.0.0.1:{server.stdout.readline().strip()}?concurrency=4", "--method", "direct", "--readout", "generate")
+    env, there = {**os.environ, "RUBRICLAB_CACHE_DIR": str(tmp_path / "b")}, tmp_path / "there.jsonl"
+    run = subprocess.Popen([COMMAND, "judge", files / "pairs.jsonl", there, *how, "--ray", "local", "--workers", "2"], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        killed = _kill_a_worker(run, tmp_path / "b/store.sqlite", 30)
+        said, wrong = run.communicate(timeout=240)
+        here = command("judge", files / "pairs.jsonl", tmp_path / "here.jsonl", *how, RUBRICLAB_CACHE_DIR=str(tmp_path / "a"))
+    finally:
+        run.kill()
+        server.kill()
+    assert run.returncode == 0 and here.returncode == 0 and 30 <= killed < 180, (killed, wrong[-2000:])
+    assert there.read_text() == (tmp_path / "here.jsonl").read_text() and "90 records, 0 failed" in said
+
+
+def _kill_a_worker(run, store, after): # once so many calls are kept; how many were
+    from rubriclab.core.store import Store
+    end = time.time() + 120
+    while time.time() < end and run.poll() is None:
+        workers = [p for p in psutil.Process(run.pid).children(recursive=True) if p.name().startswith("ray::MapWorker")]
+        if workers and store.exists() and (n := len(Store(store))) >= after:
+            workers[0].kill()
+            return n
+        time.sleep(0.05)
+    return 0
 
 
 def test_an_error_of_a_worker_is_one_line(tmp_path):
