@@ -479,6 +479,7 @@ class Label(Value):
         if (self.failure is None) == (self.label is None): raise ValueError("a label needs exactly one of `label` and `failure`")
         return self
 
+# %% ../../nbs/core/00_types.ipynb #73b20e8c
 class Grade(Value):
     "The outcome of grading one answer: labels in the order of the rubric, and a score or a failure. `parts` is how the score came about."
     item_id: str

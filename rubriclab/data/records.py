@@ -367,6 +367,7 @@ class Pairs(Table):
         bad = "\n".join(f"- {e}" for e in self.skipped[:5])
         return super()._repr_markdown_() + (f"\n\n*skipped as bad: {len(self.skipped):,}*\n{bad}" if bad else "")
 
+# %% ../../nbs/data/00_records.ipynb #ae755edb
 def records_at(path: str | Path, # a file, a saved dataset's folder, or `hf:owner/name?split=train`
                as_record: Callable[[dict[str, Any], Where], Any], # a row as a record with an `id`, or RecordError
               ) -> Iterator[tuple[Where, Any]]: # each record with its place; a RecordError where it is bad, or its id stood before

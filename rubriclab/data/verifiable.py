@@ -136,6 +136,7 @@ def alphabetical(answer: str) -> bool:
     items = [re.sub(r"^(?:- |\d+\. )", "", s).casefold() for s in lines(answer)]
     return len(items) > 1 and items == sorted(items)
 
+# %% ../../nbs/data/02_verifiable.ipynb #96357020
 @kind("Answer with a JSON object whose keys are exactly: {keys}. Write nothing else.",
       "The response is a JSON object whose keys are exactly: {keys}.")
 def json_keys(answer: str, keys: Sequence[str]) -> bool:

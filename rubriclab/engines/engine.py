@@ -194,6 +194,7 @@ def _ask(self: Engine, op: str, requests: Sequence[Value], run: Callable[[Sequen
     _add(self, asked=len(requests))
     return Table(out)
 
+# %% ../../nbs/engines/00_engine.ipynb #f4ae345a
 def _unstored(self: Engine, op: str, requests: Sequence[Value], run: Callable[[Sequence], Iterator[tuple[int, Any]]]) -> Iterator[tuple[int, Any]]:
     for i, result in (results := Returning(run(requests))):
         _count(self, result)

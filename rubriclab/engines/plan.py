@@ -27,6 +27,7 @@ def estimate_work(chats: Sequence[Chat], generated: int = 0) -> Work: # computed
     unique = unique_tokens(list(texts)) // 4 + FRAME * len(texts) # an estimate in characters, the tree is one of letters
     return Work(unique_tokens=unique, computed_tokens=unique, generated_tokens=generated)
 
+# %% ../../nbs/engines/07_plan.ipynb #a3462f5e
 class PlanBackend:
     "Placeholders at once, with the usage that the real engine might have."
     def __init__(self, spec: str) -> None: # the engine that it stands in for

@@ -45,6 +45,7 @@ class Node:
         return above[::-1]
     def __len__(self) -> int: return self.end - self.start
 
+# %% ../../nbs/engines/08_prefix.ipynb #c49b8b91
 def leaves_of(rows: Sequence[Line], # in any order
               least: int, # shortest edge that is worth a pass
              ) -> list[Node]: # one leaf a row, those with a shared beginning side by side

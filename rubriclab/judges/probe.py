@@ -51,6 +51,7 @@ class Probe(Value):
 
     def _repr_markdown_(self) -> str: return f"**{self.name}** of {self.engine}, fitted on {self.kind}\n\n{probe_report(self)._repr_markdown_()}"
 
+# %% ../../nbs/judges/04_probe.ipynb #74dbacc6
 def _sigmoid(x: np.ndarray) -> np.ndarray: return 0.5 * (1 + np.tanh(np.asarray(x) / 2))
 
 def save_probe(probe: Probe, # to keep

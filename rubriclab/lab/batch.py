@@ -375,6 +375,7 @@ class _Kept:
     def __init__(self) -> None: self.rows: list[dict[str, Any]] = []
     def add(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None: self.rows += rows
 
+# %% ../../nbs/lab/02_batch.ipynb #13ed8350
 def rubricrag_step(engines: Mapping[str, Engine], arm: Arm, bench: Callable[..., Bench]) -> Step:
     b = bench(**{part: engines[role] for role, part in _RAG.items() if role in engines})
     def step(items: list[Item], first: int) -> list[dict[str, Any]]:
@@ -402,4 +403,3 @@ def rubricrag_file(source: str | Path, # prompts, with or without human rubrics 
     settings = {"command": "rubricrag", "strategy": arm.strategy, "how": json.loads(arm.how.to_json()), "matcher": bench.matcher, "expected": bench.expected, "index": index and index.manifest, **{r: e.id for r, e in engines.items()}}
     task = Task(rubricrag_step, engines, {"arm": arm, "bench": again or bench._replace})
     return stream(source, out, task, settings, keep_going, items_at, None, kept, runner), kept.rows
-

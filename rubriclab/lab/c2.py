@@ -390,6 +390,7 @@ def label_rows(s: Study, # with the verdicts without a rubric
     report = fit_label_probe(pairs, texts, truth, engine, sorted({d // 3, d // 2, 2 * d // 3, d}), seed=seed).report
     return Table([*table, {"readout": "probe", "rival": False, **{k: report[f"probe_{k}"] for k in ("accuracy", "low", "high", "auroc")}, "n": report["n"], "failed": len(truth) - report["n"]}])
 
+# %% ../../nbs/lab/07_c2.ipynb #ae3b69a3
 def inference(pairs: Sequence[Pair], # pairs to judge
               generator: Engine, # who writes one rubric for each
               verifier: Engine, # who calls it helpful or misleading, and judges

@@ -327,6 +327,7 @@ _rag_how = shared(click.option("--strategy", type=click.Choice(["zero_shot", "fi
                   click.option("--temperature", type=click.FloatRange(0), default=0.0, show_default=True),
                   click.option("--max-tokens", type=click.IntRange(1), default=768, show_default=True, help="Tokens of a rubric."))
 
+# %% ../../nbs/lab/05_cli.ipynb #0fafe780
 @main.command()
 @_batch
 @_rag_roles

@@ -105,6 +105,7 @@ def likenesses(written: Rubrics, # one a prompt; what is no rubric has an empty 
     a, b = _texts(written), _texts(human)
     return by_words(a, b) if matcher == "words" else by_meaning(a, b, encoder) if matcher == "meaning" else by_model(a, b, judge)
 
+# %% ../../nbs/rubrics/03_similarity.ipynb #0e1d18ba
 def compare_rubrics(written: Rubrics, # one a prompt; what is none scores 0 and is counted
                     human: Sequence[Rubric], # one a prompt
                     matcher: Matcher = "meaning", # how criteria are compared

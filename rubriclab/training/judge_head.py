@@ -114,6 +114,7 @@ def head_run(recipe: TrainRecipe, out: Path) -> HeadRun:
     ready, texts, kinds = head_examples(recipe, tokenizer)
     return HeadRun(head_trainer(recipe, ready, net, tokenizer, out), tokenizer, ready, texts, kinds)
 
+# %% ../../nbs/training/03_judge_head.ipynb #af5ce5ff
 def label_auroc(items: Sequence[Item], # with gold labels
                 judge: Engine, # who grades
                 seed: int = 0, # of the bootstrap

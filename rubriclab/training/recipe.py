@@ -43,6 +43,7 @@ class TrainRecipe(Value):
         if self.dtype == "bfloat16" and (self.lora is None or self.kind == "reward-model"): raise ValueError("dtype bfloat16 is for weights that an adapter leaves frozen, not for trained ones, which would lose small steps; add lora, or leave dtype out and set args.bf16")
         return self
 
+# %% ../../nbs/training/02_recipe.ipynb #27993d2e
 def known_only(given: Iterable[str], # names
                known: Iterable[str], # that exist
                what: str, # for the error
@@ -122,6 +123,7 @@ def _random(tokenizer: Any, width: int, layers: int, places: int) -> tuple[Any, 
         torch.manual_seed(0)
         return LlamaForCausalLM(config), tokenizer
 
+# %% ../../nbs/training/02_recipe.ipynb #d25f59f3
 _CHAT = "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
 
 def _small_tokenizer() -> Any:
@@ -183,6 +185,7 @@ def write_text(path: Path, text: str) -> None:
     part.write_text(text, encoding="utf-8")
     os.replace(part, path)
 
+# %% ../../nbs/training/02_recipe.ipynb #5839715e
 def save_model(net: Any, tokenizer: Any, folder: Path) -> None:
     "In one step: a reader sees no model, or a whole one."
     draft = folder.with_name(f".{folder.name}.{os.getpid()}")
@@ -208,6 +211,7 @@ def save_trained(trainer: Any, tokenizer: Any, recipe: TrainRecipe, out: Path) -
     trainer.accelerator.wait_for_everyone()
     return folder
 
+# %% ../../nbs/training/02_recipe.ipynb #9dc9d489
 def rank() -> int: # 0 where there is one process
     "Which of a launch's processes this is."
     return int(os.environ.get("RANK", "0"))

@@ -227,6 +227,7 @@ class Distinct:
         lines = [[" ".join(re.findall(r"[a-z]+", x.lower())) for x in c.splitlines() if x.strip()] for c in completions]
         return [len(set(x)) / len(x) if x else 0.0 for x in lines]
 
+# %% ../../nbs/training/00_rewards.ipynb #69ae5889
 @dataclass
 class WithinLength:
     "1 up to `most` words, then falling to 0 at twice as many."

@@ -102,6 +102,7 @@ def text_args(recipe: TrainRecipe, d: TextData, out: Path) -> Any: # TRL's confi
     more = ({} if name == "GRPO" else {"max_length": d.tokens}) | {"report_to": "none", "disable_tqdm": True}
     return trainer_args(_trl(f"{name}Config"), recipe.replace(args={"bf16": False, **recipe.args}), out, **more)
 
+# %% ../../nbs/training/06_text.ipynb #f6a9df93
 def paid_by(recipe: TrainRecipe, d: TextData) -> list[Reward]: # none for a kind that pays for nothing
     "The rewards of a recipe."
     if trl_name(recipe.kind) == "GRPO": return [reward_of(recipe.kind, typed_fields(PaidBy, recipe.reward, "reward"), d.writes)]
