@@ -46,7 +46,8 @@ def _noted(ctx: click.Context, param: click.Parameter, value: Any) -> None: ctx.
 _ray = shared(click.option("--ray", metavar="ADDRESS", expose_value=False, callback=_noted, help="Do it on Ray: `local`, `auto` for the cluster of this machine, or an address."),
               click.option("--workers", default="1", show_default=True, metavar="N or LEAST:MOST", expose_value=False, callback=_noted, help="With --ray: processes, each with its own engines."),
               click.option("--gpus", type=click.FloatRange(0), default=0.0, show_default=True, expose_value=False, callback=_noted, help="With --ray: GPUs of a worker; a part of one is allowed."))
-_batch = shared(_ray, click.argument("source", metavar="IN"), click.argument("out", metavar="OUT", type=click.Path(path_type=Path)),
+_gpu = click.option("--gpu", expose_value=False, callback=_noted, help="With --plan: on which GPU (see engines.gpus); a100 where an engine's speed on two cores is not known.")
+_batch = shared(_ray, _gpu, click.argument("source", metavar="IN"), click.argument("out", metavar="OUT", type=click.Path(path_type=Path)),
                 click.option("--seed", type=int, help="Seed of sampling and of random orders."),
                 click.option("--keep-going", is_flag=True, help="Leave bad records out, and count them."),
                 click.option("--no-store", is_flag=True, help="Keep no calls; nothing can be resumed."),
@@ -80,12 +81,15 @@ def _finish(run: Callable[[Path], Any], out: Path, planned: bool, engines: Seque
     import tempfile
     with tempfile.TemporaryDirectory() as d: run(Path(d) / "plan.jsonl")
     from rubriclab.lab.run import cost
-    _show_costs([cost(role, e) for role, e in engines])
+    _show_costs([cost(role, e) for role, e in engines], click.get_current_context().meta.get("gpu"))
 
-def _show_costs(costs: Sequence[Any]) -> None:
+def _show_costs(costs: Sequence[Any], gpu: str | None) -> None:
+    from rubriclab.engines.gpus import gpu_time, known_gpu
+    known_gpu(gpu or "a100") # before anything is printed
     click.echo(f"{'role':<14} {'engine':<28} {'calls':>9} {'prompt tokens':>14} {'unique':>12} {'new tokens':>12}  about")
     for c in costs:
-        about = "not known for this engine" if c.seconds is None else f"{c.seconds:,.0f} s" if c.seconds < 120 else f"{c.seconds / 60:,.0f} min"
+        on = gpu_time(c.engine, c.unique_tokens or c.prompt_tokens, c.completion_tokens, gpu or "a100") if c.seconds is None or gpu else None
+        about = f"{on} ({gpu or 'a100'})" if on else "not known for this engine" if c.seconds is None else f"{c.seconds:,.0f} s" if c.seconds < 120 else f"{c.seconds / 60:,.0f} min"
         click.echo(f"{c.role:<14} {c.engine:<28} {c.calls:>9,} {c.prompt_tokens:>14,} {c.unique_tokens:>12,} {c.completion_tokens:>12,}  {about}")
     click.echo("An upper bound: nothing ran, prompts are estimated at four characters a token, replies at their limit, and nothing is taken from the store. "
                "Unique tokens are what is left where shared beginnings are computed once.")
@@ -411,6 +415,7 @@ def _worth(name: str, before: dict[str, Any], after: dict[str, Any]) -> str:
 @click.option("--filter-judge", help="The engine that tests rubrics.")
 @click.option("--judge", help="The engine that judges.")
 @click.option("--results-dir", help="Where run folders go.")
+@_gpu
 @click.option("--plan", "planned", is_flag=True, help="Count calls and tokens; run nothing.")
 def run(name: str, recipe: str | None, parameters: tuple[tuple[str, str], ...], engine: str | None, generator: str | None, filter_judge: str | None,
         judge: str | None, results_dir: str | None, planned: bool) -> None:
@@ -419,7 +424,7 @@ def run(name: str, recipe: str | None, parameters: tuple[tuple[str, str], ...], 
     recipe = recipe or (None if name.endswith(".ipynb") else "laptop")
     given = typed(name, dict(parameters))
     given |= {k: v for k, v in dict(engine=engine, generator=generator, filter_judge=filter_judge, judge=judge).items() if v is not None}
-    if planned: return _show_costs(plan(name, recipe, given))
+    if planned: return _show_costs(plan(name, recipe, given), click.get_current_context().meta.get("gpu"))
     outcome = run(name, recipe, given, results_dir)
     if outcome.error: click.echo(f"{name}: {outcome.state}\n{outcome.error}", err=True)
     elif table := outcome.metrics.get("paper"):

@@ -1,0 +1,26 @@
+"""Plans on GPUs: hours and money of batch commands and of recipes."""
+import re
+from conftest import command
+from rubriclab.data.records import write_rows
+from rubriclab.engines.fake import World
+
+
+def takes(said): # of the first role: hours, dollars at least, dollars at most
+    return tuple(map(float, re.search(r"([\d.]+) GPU hours, \$([\d.,]+) to \$([\d.,]+)", said).groups()))
+
+
+def test_a_plan_has_hours_and_money(tmp_path):
+    write_rows(tmp_path / "pairs.jsonl", World(seed=4).pairs(6000, per_prompt=1))
+    plan = lambda *more: command("judge", tmp_path / "pairs.jsonl", tmp_path / "out.jsonl", "--readout", "generate", "--plan", *more)
+    (hours, low, high), (slower, *_) = (takes(plan("-e", "vllm:Qwen/Qwen3-8B", "--gpu", gpu).stdout) for gpu in ("h100", "a100"))
+    assert 0 < hours < slower and abs(low / hours - 1.99) < 0.2 and high > low
+    assert takes(plan("-e", "vllm:Qwen/Qwen3-8B").stdout)[0] == slower # a100 where none is named
+    assert "not known for this engine" in plan("-e", "api:some@http://127.0.0.1:1").stdout
+    wrong = plan("-e", "vllm:Qwen/Qwen3-8B", "--gpu", "tpu")
+    assert wrong.returncode == 2 and "there are a100" in wrong.stderr and not wrong.stdout
+
+
+def test_the_recipe_for_a_gpu_is_planned():
+    done = command("run", "openrubrics", "--recipe", "gpu-8b", "-p", "public", "mini", "--plan", "--gpu", "h100")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert takes(done.stdout)[0] > 0.01 and "judge" in done.stdout
