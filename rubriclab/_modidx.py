@@ -752,6 +752,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                           'rubriclab.engines.engine.ScoreRequest': ( 'engines/engine.html#scorerequest',
                                                                                      'rubriclab/engines/engine.py'),
                                           'rubriclab.engines.engine.Tally': ('engines/engine.html#tally', 'rubriclab/engines/engine.py'),
+                                          'rubriclab.engines.engine.Tally.__add__': ( 'engines/engine.html#tally.__add__',
+                                                                                      'rubriclab/engines/engine.py'),
                                           'rubriclab.engines.engine.Tally.cached': ( 'engines/engine.html#tally.cached',
                                                                                      'rubriclab/engines/engine.py'),
                                           'rubriclab.engines.engine.Work': ('engines/engine.html#work', 'rubriclab/engines/engine.py'),

@@ -98,6 +98,7 @@ class Tally(Value):
 
     @property
     def cached(self) -> int: return self.asked - self.computed
+    def __add__(self, other: "Tally") -> "Tally": return Tally(**{k: getattr(self, k) + getattr(other, k) for k in Tally.model_fields})
 
 class Returning:
     "An iterator over a generator that keeps the `Work` which it returns at its end."

@@ -44,7 +44,7 @@ class RemoteStore(Store):
 class Far:
     "An engine that is opened by workers: its name, what identifies it, and what it was asked."
     def __init__(self, spec: str, name: str, id: str) -> None: self.spec, self.name, self.id, self.tally = spec, name, id, Tally()
-    def add(self, t: Tally) -> None: self.tally = Tally(asked=self.tally.asked + t.asked, computed=self.tally.computed + t.computed, failed=self.tally.failed + t.failed, usage=self.tally.usage + t.usage, work=self.tally.work + t.work)
+    def add(self, t: Tally) -> None: self.tally += t
 
 def _since(now: Tally, then: Tally) -> Tally:
     minus = lambda a, b: {k: getattr(a, k) - getattr(b, k) for k in type(a).model_fields}
