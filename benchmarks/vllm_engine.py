@@ -6,9 +6,8 @@
 `generate` beside `LLM.chat`, `score` beside one-token reads of the same texts, in random order, the prefix cache emptied before each. `grade`: twelve criteria on one answer; tokens computed by vLLM's own counters over unique
 ones, where a beginning that prompts share counts in whole blocks. Bars: .95, .9 and 1.1.
 """
-import os, random, statistics, sys, time
+import random, statistics, sys, time
 
-os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 WORDS = "tide moon harbor letter window garden engine winter copper valley signal paper river candle market bridge meadow thunder violet anchor reason method figure measure".split()
 
 

@@ -1540,6 +1540,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'rubriclab.lab.cli._has': ('lab/cli.html#_has', 'rubriclab/lab/cli.py'),
                                    'rubriclab.lab.cli._here': ('lab/cli.html#_here', 'rubriclab/lab/cli.py'),
                                    'rubriclab.lab.cli._noted': ('lab/cli.html#_noted', 'rubriclab/lab/cli.py'),
+                                   'rubriclab.lab.cli._on_gpu': ('lab/cli.html#_on_gpu', 'rubriclab/lab/cli.py'),
                                    'rubriclab.lab.cli._open': ('lab/cli.html#_open', 'rubriclab/lab/cli.py'),
                                    'rubriclab.lab.cli._probe': ('lab/cli.html#_probe', 'rubriclab/lab/cli.py'),
                                    'rubriclab.lab.cli._rag_bench': ('lab/cli.html#_rag_bench', 'rubriclab/lab/cli.py'),

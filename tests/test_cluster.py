@@ -4,6 +4,9 @@ from pathlib import Path
 import psutil, pytest
 from conftest import COMMAND, command
 
+sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
+from waiting import waiting
+
 pytest.importorskip("ray", reason="needs the extra: pip install 'rubriclab[ray]'")
 from rubriclab.data.records import write_rows
 from rubriclab.engines.fake import World
@@ -57,17 +60,15 @@ def test_contrasts_leave_their_files(files, tmp_path):
 
 
 def test_a_killed_worker_loses_nothing(files, tmp_path):
-    server = subprocess.Popen([sys.executable, Path(__file__).parents[1] / "benchmarks/waiting.py", "0.3", "64"], stdout=subprocess.PIPE, text=True)
-    how = ("-e", f"api:toy@http://127.0.0.1:{server.stdout.readline().strip()}?concurrency=4", "--method", "direct", "--readout", "generate")
     env, there = {**os.environ, "RUBRICLAB_CACHE_DIR": str(tmp_path / "b")}, tmp_path / "there.jsonl"
-    run = subprocess.Popen([COMMAND, "judge", files / "pairs.jsonl", there, *how, "--ray", "local", "--workers", "2"], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    try:
-        killed = _kill_a_worker(run, tmp_path / "b/store.sqlite", 30)
-        said, wrong = run.communicate(timeout=240)
+    with waiting(0.3, 64) as port:
+        how = ("-e", f"api:toy@http://127.0.0.1:{port}?concurrency=4", "--method", "direct", "--readout", "generate")
+        run = subprocess.Popen([COMMAND, "judge", files / "pairs.jsonl", there, *how, "--ray", "local", "--workers", "2"], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        try:
+            killed = _kill_a_worker(run, tmp_path / "b/store.sqlite", 30)
+            said, wrong = run.communicate(timeout=240)
+        finally: run.kill()
         here = command("judge", files / "pairs.jsonl", tmp_path / "here.jsonl", *how, RUBRICLAB_CACHE_DIR=str(tmp_path / "a"))
-    finally:
-        run.kill()
-        server.kill()
     assert run.returncode == 0 and here.returncode == 0 and 30 <= killed < 180, (killed, wrong[-2000:])
     assert there.read_text() == (tmp_path / "here.jsonl").read_text() and "90 records, 0 failed" in said
 

@@ -81,18 +81,24 @@ def _finish(run: Callable[[Path], Any], out: Path, planned: bool, engines: Seque
     import tempfile
     with tempfile.TemporaryDirectory() as d: run(Path(d) / "plan.jsonl")
     from rubriclab.lab.run import cost
-    _show_costs([cost(role, e) for role, e in engines], click.get_current_context().meta.get("gpu"))
+    _show_costs([cost(role, e) for role, e in engines])
 
-def _show_costs(costs: Sequence[Any], gpu: str | None) -> None:
-    from rubriclab.engines.gpus import gpu_time, known_gpu
-    known_gpu(gpu or "a100") # before anything is printed
+def _show_costs(costs: Sequence[Any]) -> None:
+    from rubriclab.engines.gpus import known_gpu
+    named = click.get_current_context().meta.get("gpu")
+    known_gpu(gpu := named or "a100") # before anything is printed
     click.echo(f"{'role':<14} {'engine':<28} {'calls':>9} {'prompt tokens':>14} {'unique':>12} {'new tokens':>12}  about")
     for c in costs:
-        on = gpu_time(c.engine, c.unique_tokens or c.prompt_tokens, c.completion_tokens, gpu or "a100") if c.seconds is None or gpu else None
-        about = f"{on} ({gpu or 'a100'})" if on else "not known for this engine" if c.seconds is None else f"{c.seconds:,.0f} s" if c.seconds < 120 else f"{c.seconds / 60:,.0f} min"
+        about = _on_gpu(c, gpu) if named or c.seconds is None else None
+        if about is None: about = "not known for this engine" if c.seconds is None else f"{c.seconds:,.0f} s" if c.seconds < 120 else f"{c.seconds / 60:,.0f} min"
         click.echo(f"{c.role:<14} {c.engine:<28} {c.calls:>9,} {c.prompt_tokens:>14,} {c.unique_tokens:>12,} {c.completion_tokens:>12,}  {about}")
     click.echo("An upper bound: nothing ran, prompts are estimated at four characters a token, replies at their limit, and nothing is taken from the store. "
                "Unique tokens are what is left where shared beginnings are computed once.")
+
+def _on_gpu(cost: Any, gpu: str) -> str | None: # None where the engine is none that runs on one
+    from rubriclab.engines.gpus import gpu_time
+    found = gpu_time(cost.engine, cost.unique_tokens or cost.prompt_tokens, cost.completion_tokens, gpu)
+    return found and f"{found} ({gpu})"
 
 # %% ../../nbs/lab/05_cli.ipynb #73b4d6b4
 @main.command()
@@ -424,7 +430,7 @@ def run(name: str, recipe: str | None, parameters: tuple[tuple[str, str], ...], 
     recipe = recipe or (None if name.endswith(".ipynb") else "laptop")
     given = typed(name, dict(parameters))
     given |= {k: v for k, v in dict(engine=engine, generator=generator, filter_judge=filter_judge, judge=judge).items() if v is not None}
-    if planned: return _show_costs(plan(name, recipe, given), click.get_current_context().meta.get("gpu"))
+    if planned: return _show_costs(plan(name, recipe, given))
     outcome = run(name, recipe, given, results_dir)
     if outcome.error: click.echo(f"{name}: {outcome.state}\n{outcome.error}", err=True)
     elif table := outcome.metrics.get("paper"):
