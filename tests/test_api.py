@@ -243,6 +243,7 @@ def test_a_budget_is_kept(server, tmp_path):
         paid = [r for r in found if isinstance(r, Completion)]
         assert most - 40 <= 7 * len(paid) == e.backend.spent()["tokens"] <= most and {r.reason for r in found if r not in paid} == {"budget"}
     assert e.backend.spent()["dollars"] == pytest.approx(0.007 * len(paid))
+    assert e.tally.work.dollars == pytest.approx(0.007 * len(paid))
     assert found[-1].transient # never stored: a later run goes on
     for bad, why in ((dict(dollars="1"), "needs prices"), (dict(prices=str(tmp_path / "prices.yaml"), tokens="0"), "tokens"), (dict(prices=str(tmp_path / "none.yaml")), "name a YAML file")):
         with pytest.raises(ValueError, match=why): open_backend(server.url, **bad)

@@ -15,9 +15,19 @@ def test_a_plan_has_hours_and_money(tmp_path):
     (hours, low, high), (slower, *_) = (takes(plan("-e", "vllm:Qwen/Qwen3-8B", "--gpu", gpu).stdout) for gpu in ("h100", "a100"))
     assert 0 < hours < slower and abs(low / hours - 1.99) < 0.2 and high > low
     assert takes(plan("-e", "vllm:Qwen/Qwen3-8B").stdout)[0] == slower # a100 where none is named
-    assert "not known for this engine" in plan("-e", "api:some@http://127.0.0.1:1").stdout
+    assert "not known: add prices=FILE" in plan("-e", "api:some@http://127.0.0.1:1").stdout
     wrong = plan("-e", "vllm:Qwen/Qwen3-8B", "--gpu", "tpu")
     assert wrong.returncode == 2 and "there are a100" in wrong.stderr and not wrong.stdout
+
+
+def test_a_served_model_has_the_price_of_its_list(tmp_path):
+    write_rows(tmp_path / "pairs.jsonl", World(seed=4).pairs(4, per_prompt=1))
+    (tmp_path / "prices.yaml").write_text("small: {input: 1000, output: 2000}\n")
+    plan = lambda model: command("judge", tmp_path / "pairs.jsonl", tmp_path / "out.jsonl", "--readout", "generate", "--max-tokens", "100", "--plan",
+                                 "-e", f"api:{model}@http://127.0.0.1:1?prices={tmp_path / 'prices.yaml'}")
+    calls, read, _, written, dollars = re.search(r"([\d,]+) +([\d,]+) +([\d,]+) +([\d,]+)  \$([\d.]+)", plan("small").stdout).groups()
+    assert (calls, written) == ("8", "800") and abs(float(dollars) - (int(read.replace(",", "")) * 1000 + 800 * 2000) / 1e6) < 0.01
+    assert "has no 'large'; it has small" in plan("large").stderr
 
 
 def test_the_recipe_for_a_gpu_is_planned():

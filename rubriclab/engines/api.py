@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 from pydantic import JsonValue
 from ..core.types import Chat, Completion, Failure, Scores, Usage, Value
 from .engine import FeatureRequest, Request, ScoreRequest, Work
-from .flow import Budget, Gate, Price, Purse, Tries, as_they_come, background, pause, read_prices, retry_after
+from .flow import Budget, Gate, Price, Purse, Tries, as_they_come, background, pause, price_in, retry_after
 from .hf import render, rows_of
 from .server import Served, keep, look, models_of, recall
 
@@ -68,10 +68,11 @@ def usage_of(reply: Mapping[str, Any]) -> Usage:
     u = reply.get("usage") or {}
     return Usage(prompt_tokens=u.get("prompt_tokens") or 0, completion_tokens=u.get("completion_tokens") or 0, calls=1)
 
-def work_of(reply: Mapping[str, Any]) -> Work:
+def work_of(reply: Mapping[str, Any], price: Price | None = None) -> Work:
     "What a reply says that its server computed: the prompt without what was found in a cache. Unique tokens a server does not know."
-    usage = usage_of(reply)
-    return Work(computed_tokens=max(usage.prompt_tokens - cached_of(reply), 0), generated_tokens=usage.completion_tokens)
+    usage, cached = usage_of(reply), cached_of(reply)
+    dollars = price.of(usage.prompt_tokens, usage.completion_tokens, cached) if price else 0.0
+    return Work(computed_tokens=max(usage.prompt_tokens - cached, 0), generated_tokens=usage.completion_tokens, dollars=dollars)
 
 def cached_of(reply: Mapping[str, Any]) -> int: # tokens of a prompt that the server says it had read before
     return ((reply.get("usage") or {}).get("prompt_tokens_details") or {}).get("cached_tokens") or 0
@@ -235,7 +236,7 @@ async def _once(self: ApiBackend, call: Call, method: str, url: str, body: Mappi
             text = await _text(r)
             if r.status == 200:
                 found = read(reply := json.loads(text))
-                call.work += work_of(reply)
+                call.work += work_of(reply, self.limits.price)
                 return Said(found, True, usage=usage_of(reply), cached=cached_of(reply))
             failure = failure_of(r.status, self.redact(text.decode(errors="replace")), body)
             return Said(failure, False if r.status == 429 or r.status >= 500 else None, r.headers.get("Retry-After"), Usage(), final=not failure.transient or r.status in (402, 403))
@@ -543,10 +544,8 @@ def _above_zero(name: str, text: str, kind: type = int) -> Any:
 
 def _limits(model: str, concurrency: str, timeout: str, tries: str, tokens: str | None, dollars: str | None, deadline: str | None, prices: str | None) -> Limits:
     if dollars and not prices: raise ValueError("dollars needs prices: a YAML file with a line such as `MODEL: {input: 0.25, output: 2.0}`, dollars for a million tokens")
-    known = read_prices(prices) if prices else {}
-    if prices and model not in known: raise ValueError(f"prices={prices!r} has no {model!r}; it has {', '.join(known) or 'nothing'}")
     some = {"tokens": tokens and _above_zero("tokens", tokens), "dollars": dollars and _above_zero("dollars", dollars, float), "seconds": deadline and _above_zero("deadline", deadline, float)}
-    return Limits(concurrency=_above_zero("concurrency", concurrency), timeout=_above_zero("timeout", timeout, float), tries=_above_zero("tries", tries), budget=Budget(**some), price=known.get(model))
+    return Limits(concurrency=_above_zero("concurrency", concurrency), timeout=_above_zero("timeout", timeout, float), tries=_above_zero("tries", tries), budget=Budget(**some), price=price_in(prices, model) if prices else None)
 
 # %% ../../nbs/engines/05_api.ipynb #1a472e14
 def open_backend(target: str, # MODEL@URL

@@ -79,14 +79,13 @@ def request_text(request: Value) -> str: # strict JSON
 # %% ../../nbs/engines/00_engine.ipynb #762dee9a
 class Work(Value):
     """Tokens of a call: `unique` are the nodes of the token trie of its prompts, `computed` what went through the model for them, padding included;
-    `generated` are sampled tokens. 0 where the backend does not know."""
+    `generated` are sampled tokens, `dollars` what a server charged by the price list that its engine was given. 0 where the backend does not know."""
     unique_tokens: int = Field(0, ge=0)
     computed_tokens: int = Field(0, ge=0)
     generated_tokens: int = Field(0, ge=0)
+    dollars: float = Field(0.0, ge=0)
 
-    def __add__(self, other: "Work") -> "Work":
-        return Work(unique_tokens=self.unique_tokens + other.unique_tokens, computed_tokens=self.computed_tokens + other.computed_tokens,
-                    generated_tokens=self.generated_tokens + other.generated_tokens)
+    def __add__(self, other: "Work") -> "Work": return Work(**{k: getattr(self, k) + getattr(other, k) for k in Work.model_fields})
 
 class Tally(Value):
     "What an engine was asked and what was computed for it."

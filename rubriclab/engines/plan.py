@@ -9,7 +9,9 @@ __all__ = ['PLACEHOLDER', 'FRAME', 'SPEEDS', 'estimate_tokens', 'estimate_work',
 from collections.abc import Iterator, Sequence
 from ..core.settings import settings
 from ..core.types import Chat, Completion, Failure, Scores, Usage
+from .api import parse_target
 from .engine import FeatureRequest, Request, ScoreRequest, Work, parse_spec
+from .flow import Price, price_in
 from .prefix import unique_tokens
 
 # %% ../../nbs/engines/07_plan.ipynb #37c811a3
@@ -31,17 +33,22 @@ def estimate_work(chats: Sequence[Chat], generated: int = 0) -> Work: # computed
 class PlanBackend:
     "Placeholders at once, with the usage that the real engine might have."
     def __init__(self, spec: str) -> None: # the engine that it stands in for
-        self.name, self.identity, self.scheme = f"plan:{spec}", {"plan": spec}, parse_spec(spec)[0]
+        (self.scheme, target, options), self.name, self.identity = parse_spec(spec), f"plan:{spec}", {"plan": spec}
+        self.price: Price | None = price_in(options["prices"], parse_target(target)[0]) if "prices" in options else None
+
+    def work(self, chats: Sequence[Chat], generated: int = 0) -> Work: # a server that discounts what it has cached charges less
+        dollars = self.price.of(sum(map(estimate_tokens, chats)), generated) if self.price else 0.0
+        return estimate_work(chats, generated) + Work(dollars=dollars)
 
     def complete(self, requests: Sequence[Request]) -> Iterator[tuple[int, Completion]]: # returns the `Work`
         for i, r in enumerate(requests):
             yield i, Completion(text=PLACEHOLDER, usage=Usage(prompt_tokens=estimate_tokens(r.chat), completion_tokens=r.max_tokens, calls=1))
-        return estimate_work([r.chat for r in requests], sum(r.max_tokens for r in requests))
+        return self.work([r.chat for r in requests], sum(r.max_tokens for r in requests))
 
     def logprobs(self, requests: Sequence[ScoreRequest]) -> Iterator[tuple[int, Scores]]: # returns the `Work`
         for i, r in enumerate(requests):
             yield i, Scores(logprobs=(-1.0,) * len(r.choices), usage=Usage(prompt_tokens=estimate_tokens(r.chat), calls=1))
-        return estimate_work([r.chat for r in requests])
+        return self.work([r.chat for r in requests])
 
     def hidden(self, requests: Sequence[FeatureRequest]) -> Iterator[tuple[int, Failure]]:
         return ((i, Failure(reason="unsupported", detail="a plan has no hidden states")) for i, _ in enumerate(requests))

@@ -80,7 +80,8 @@ class Batch(Value):
 
     def __str__(self) -> str:
         why = ", ".join(f"{n} {r}" for r, n in sorted(self.reasons.items()))
-        calls = "; ".join(f"{role}: {t.asked:,} calls, {t.computed:,} computed, {t.cached:,} from the store" for role, t in self.tallies.items())
+        money = lambda t: f", ${t.work.dollars:,.4f}" if t.work.dollars else ""
+        calls = "; ".join(f"{role}: {t.asked:,} calls, {t.computed:,} computed, {t.cached:,} from the store{money(t)}" for role, t in self.tallies.items())
         return f"{self.read:,} records, {self.failed:,} failed" + (f" ({why})" if why else "") + (f", {self.skipped:,} bad ones left out" if self.skipped else "") + f"\n{calls}\n{self.out}"
 
 def _blocks(items: Iterator[Any], size: int) -> Iterator[tuple[int, list[Any]]]: # each with how many items stand before it

@@ -90,10 +90,15 @@ def _show_costs(costs: Sequence[Any]) -> None:
     click.echo(f"{'role':<14} {'engine':<28} {'calls':>9} {'prompt tokens':>14} {'unique':>12} {'new tokens':>12}  about")
     for c in costs:
         about = _on_gpu(c, gpu) if named or c.seconds is None else None
-        if about is None: about = "not known for this engine" if c.seconds is None else f"{c.seconds:,.0f} s" if c.seconds < 120 else f"{c.seconds / 60:,.0f} min"
+        if about is None: about = _about(c)
         click.echo(f"{c.role:<14} {c.engine:<28} {c.calls:>9,} {c.prompt_tokens:>14,} {c.unique_tokens:>12,} {c.completion_tokens:>12,}  {about}")
     click.echo("An upper bound: nothing ran, prompts are estimated at four characters a token, replies at their limit, and nothing is taken from the store. "
                "Unique tokens are what is left where shared beginnings are computed once.")
+
+def _about(cost: Any) -> str: # in money, or in time on two cores
+    if cost.dollars is not None: return f"${cost.dollars:,.2f}" if cost.dollars >= 0.01 else f"${cost.dollars:.6f}"
+    if cost.seconds is None: return "not known: add prices=FILE to its name" if cost.engine.startswith("api:") else "not known for this engine"
+    return f"{cost.seconds:,.0f} s" if cost.seconds < 120 else f"{cost.seconds / 60:,.0f} min"
 
 def _on_gpu(cost: Any, gpu: str) -> str | None: # None where the engine is none that runs on one
     from rubriclab.engines.gpus import gpu_time

@@ -188,6 +188,7 @@ class Cost(Value):
     completion_tokens: int
     unique_tokens: int = 0 # of the prompts, each shared beginning counted once; 0 where not estimated
     seconds: float | None = None
+    dollars: float | None = None # of a server, where its prices are known
 
 def plan(name: str, # experiment or notebook path
          recipe: str | None = "laptop", # as for `run`
@@ -210,4 +211,4 @@ def cost(role: str, # for example `judge`
 def _priced(role: str, name: str, tally: Tally) -> Cost:
     name, u = name.removeprefix("plan:"), tally.usage
     return Cost(role=role, engine=name, calls=u.calls, prompt_tokens=u.prompt_tokens, completion_tokens=u.completion_tokens,
-                unique_tokens=tally.work.unique_tokens, seconds=PlanBackend(name).seconds(u, tally.work))
+                unique_tokens=tally.work.unique_tokens, seconds=PlanBackend(name).seconds(u, tally.work), dollars=tally.work.dollars or None)
