@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['SCHEMES', 'UNSTORED', 'Request', 'ScoreRequest', 'FeatureRequest', 'Backend', 'dump_result', 'load_result',
-           'request_text', 'Work', 'Tally', 'Returning', 'Engine', 'score', 'features', 'parse_spec', 'engine']
+           'request_text', 'Work', 'Returning', 'Readings', 'Tally', 'Engine', 'score', 'features', 'parse_spec',
+           'engine']
 
 # %% ../../nbs/engines/00_engine.ipynb #9260535b
 import base64, hashlib, importlib, inspect, json, sys, threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import unquote
@@ -87,18 +88,6 @@ class Work(Value):
 
     def __add__(self, other: "Work") -> "Work": return Work(**{k: getattr(self, k) + getattr(other, k) for k in Work.model_fields})
 
-class Tally(Value):
-    "What an engine was asked and what was computed for it."
-    asked: int = 0
-    computed: int = 0
-    failed: int = 0
-    usage: Usage = Usage()
-    work: Work = Work()
-
-    @property
-    def cached(self) -> int: return self.asked - self.computed
-    def __add__(self, other: "Tally") -> "Tally": return Tally(**{k: getattr(self, k) + getattr(other, k) for k in Tally.model_fields})
-
 class Returning:
     "An iterator over a generator that keeps the `Work` which it returns at its end."
     def __init__(self, results: Iterator[Any]) -> None: self.results, self.work = results, Work()
@@ -108,6 +97,41 @@ def _streams(n_chats: int, samples: range, greedy: bool) -> list[tuple[int, int]
     "The (chat, index) of every sample; greedy samples are all the same one."
     return [(i, 0 if greedy else j) for i in range(n_chats) for j in samples]
 
+# %% ../../nbs/engines/00_engine.ipynb #6ae5a6b9
+class Readings(Value):
+    "Scores that an engine gave, also from the store: in which precisions, how many whose two best choices are equal, how many with a bound in place of a choice's value."
+    scores: int = 0
+    tied: int = 0
+    bounds: int = 0
+    precisions: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, results: Iterable[Any]) -> "Readings":
+        scores = [r for r in results if isinstance(r, Scores)]
+        best = [sorted(s.logprobs)[-2:] for s in scores]
+        return cls(scores=len(scores), tied=sum(len(b) == 2 and b[0] == b[1] for b in best), bounds=sum(not s.exact for s in scores),
+                   precisions=tuple(sorted({s.precision for s in scores})))
+
+    def __add__(self, other: "Readings") -> "Readings":
+        return Readings(scores=self.scores + other.scores, tied=self.tied + other.tied, bounds=self.bounds + other.bounds, precisions=tuple(sorted({*self.precisions, *other.precisions})))
+
+    def __str__(self) -> str: # empty where there are none
+        if not self.scores: return ""
+        return f"{self.scores:,} score{'s' if self.scores > 1 else ''} in {' and '.join(self.precisions)}, {self.tied:,} tied" + (f", {self.bounds:,} with a bound" if self.bounds else "")
+
+class Tally(Value):
+    "What an engine was asked, what was computed for it, and what kind of scores it gave."
+    asked: int = 0
+    computed: int = 0
+    failed: int = 0
+    usage: Usage = Usage()
+    work: Work = Work()
+    readings: Readings = Readings()
+
+    @property
+    def cached(self) -> int: return self.asked - self.computed
+    def __add__(self, other: "Tally") -> "Tally": return Tally(**{k: getattr(self, k) + getattr(other, k) for k in Tally.model_fields})
+
 # %% ../../nbs/engines/00_engine.ipynb #a08aa82c
 class Engine:
     "A language model: lists in, lists of the same length and order out, failures in place."
@@ -116,7 +140,7 @@ class Engine:
                  progress: bool = True, # bars on long work, where somebody is looking
                 ) -> None:
         self.backend, self.store, self.progress, self.work = backend, store, progress, Work() # of the last call that computed anything
-        self._sums, self._lock = Counter(), threading.Lock()
+        self._sums, self._readings, self._lock = Counter(), Readings(), threading.Lock()
         self.identity = json.dumps(backend.identity, sort_keys=True, ensure_ascii=False)
         self.id = f"{backend.name}-{key_of(self.identity)[:12]}"
 
@@ -124,13 +148,6 @@ class Engine:
     def name(self) -> str: return self.backend.name
     def __repr__(self) -> str: return f"Engine({self.name!r}, {'no store' if self.store is None else 'stored'})"
     def close(self) -> None: self.backend.close()
-
-    @property
-    def tally(self) -> Tally:
-        "All calls so far."
-        with self._lock: n = dict(self._sums)
-        usage = Usage(**{k: n.get(k, 0) for k in Usage.model_fields})
-        return Tally(**{k: n.get(k, 0) for k in ("asked", "computed", "failed")}, usage=usage, work=Work(**{k: n.get(k, 0) for k in Work.model_fields}))
 
     def generate(self, chats: Sequence[Chat], # what to answer
                  n: int = 1, # samples a chat
@@ -171,6 +188,18 @@ def features(self: Engine, chats: Sequence[Chat], # what the model reads
 Engine.score, Engine.features = score, features
 
 # %% ../../nbs/engines/00_engine.ipynb #93f9033f
+def _tally(self: Engine) -> Tally:
+    "All calls so far."
+    with self._lock: n, readings = dict(self._sums), self._readings
+    parts = {name: kind(**{k: n.get(k, 0) for k in kind.model_fields}) for name, kind in (("usage", Usage), ("work", Work))}
+    return Tally(**{k: n.get(k, 0) for k in ("asked", "computed", "failed")}, **parts, readings=readings)
+
+def _begin(self: Engine) -> None:
+    "Count from nothing again."
+    with self._lock: self._sums, self._readings = Counter(), Readings()
+
+Engine.tally, Engine.begin = property(_tally), _begin
+
 def _add(self: Engine, **numbers: int) -> None:
     with self._lock: self._sums.update(numbers)
 
@@ -192,6 +221,7 @@ def _ask(self: Engine, op: str, requests: Sequence[Value], run: Callable[[Sequen
             tick()
     if any(r is None for r in out): raise RuntimeError(f"{self.name} left a request without an answer")
     _add(self, asked=len(requests))
+    with self._lock: self._readings += Readings.of(out)
     return Table(out)
 
 # %% ../../nbs/engines/00_engine.ipynb #f4ae345a

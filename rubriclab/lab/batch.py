@@ -80,8 +80,8 @@ class Batch(Value):
 
     def __str__(self) -> str:
         why = ", ".join(f"{n} {r}" for r, n in sorted(self.reasons.items()))
-        money = lambda t: f", ${t.work.dollars:,.4f}" if t.work.dollars else ""
-        calls = "; ".join(f"{role}: {t.asked:,} calls, {t.computed:,} computed, {t.cached:,} from the store{money(t)}" for role, t in self.tallies.items())
+        more = lambda t: (f", ${t.work.dollars:,.4f}" if t.work.dollars else "") + (f", {t.readings}" if t.readings.scores else "")
+        calls = "; ".join(f"{role}: {t.asked:,} calls, {t.computed:,} computed, {t.cached:,} from the store{more(t)}" for role, t in self.tallies.items())
         return f"{self.read:,} records, {self.failed:,} failed" + (f" ({why})" if why else "") + (f", {self.skipped:,} bad ones left out" if self.skipped else "") + f"\n{calls}\n{self.out}"
 
 def _blocks(items: Iterator[Any], size: int) -> Iterator[tuple[int, list[Any]]]: # each with how many items stand before it

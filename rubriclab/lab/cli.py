@@ -460,7 +460,8 @@ def _has(module: str) -> bool:
 
 @main.command()
 @click.option("-e", "--engine", help=f"Ask this engine for a word and a score too; of a server, say what it can do. {ENGINE_HELP}")
-def doctor(engine: str | None) -> None:
+@click.option("--against", metavar="ENGINE", help="Measure how far its scores are from those of this engine, and from themselves.")
+def doctor(engine: str | None, against: str | None) -> None:
     "What is installed, what works here, and what to install for the rest."
     import platform
     from rubriclab.core.settings import nearest_ini, settings
@@ -475,7 +476,8 @@ def doctor(engine: str | None) -> None:
     for k, v in s: click.echo(f"  {k:<12} {v if v != '' else '(none)'}")
     _check_store(s.store)
     if _has("torch"): _check_torch()
-    if engine: _check_engine(engine)
+    if against and not engine: raise click.UsageError("--against needs --engine")
+    if engine: _check_engine(engine, against)
 
 # %% ../../nbs/lab/05_cli.ipynb #bc2b431e
 def _check_store(path: Path) -> None:
@@ -488,7 +490,7 @@ def _check_torch() -> None:
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
     click.echo(f"torch {torch.__version__}: {', '.join(gpus) if gpus else 'no GPU; engines run on the CPU'}")
 
-def _check_engine(spec: str) -> None:
+def _check_engine(spec: str, against: str | None) -> None:
     from rubriclab.core.types import Chat, Failure
     from rubriclab.engines.engine import engine
     e = engine(spec, store=False)
@@ -502,4 +504,11 @@ def _check_engine(spec: str) -> None:
     show = lambda r, good: f"no: {r.reason}, {r.detail}" if isinstance(r, Failure) else good(r)
     click.echo(f"  {'writes':<12} " + show(reply, lambda r: repr(r.text)))
     click.echo(f"  {'scores':<12} " + show(score, lambda s: f"Yes {s.logprobs[0]:.3f}, No {s.logprobs[1]:.3f} nats ({s.precision}, {'exact' if s.exact else 'a bound'})"))
+    if against: _check_exactness(e, against)
     e.close()
+
+def _check_exactness(e: Any, against: str) -> None:
+    from rubriclab.engines.engine import engine
+    from rubriclab.engines.exactness import exactness
+    click.echo(f"margins of 24 questions, asked again, one by one, and of {against}")
+    click.echo(str(exactness(e, engine(against, store=False))))

@@ -46,11 +46,6 @@ class Far:
     def __init__(self, spec: str, name: str, id: str) -> None: self.spec, self.name, self.id, self.tally = spec, name, id, Tally()
     def add(self, t: Tally) -> None: self.tally += t
 
-def _since(now: Tally, then: Tally) -> Tally:
-    minus = lambda a, b: {k: getattr(a, k) - getattr(b, k) for k in type(a).model_fields}
-    counts = {k: getattr(now, k) - getattr(then, k) for k in ("asked", "computed", "failed")}
-    return Tally(**counts, usage=type(now.usage)(**minus(now.usage, then.usage)), work=type(now.work)(**minus(now.work, then.work)))
-
 def _pickled(lines: Any) -> bytes:
     if isinstance(lines, list): return pickle.dumps(lines)
     try:
@@ -69,10 +64,10 @@ class Worker:
 
     def __call__(self, row: Mapping[str, Any]) -> dict[str, Any]:
         first, items = pickle.loads(row["block"])
-        then = {role: e.tally for role, e in self.engines.items()}
+        for e in self.engines.values(): e.begin()
         try: lines = self.step(items, first)
         except Exception as e: lines = e # as a value: Ray would wrap it, and a worker that answers need not be started again
-        return {"lines": _pickled(lines), "tallies": pickle.dumps({role: _since(e.tally, then[role]) for role, e in self.engines.items()})}
+        return {"lines": _pickled(lines), "tallies": pickle.dumps({role: e.tally for role, e in self.engines.items()})}
 
 # %% ../../nbs/lab/10_cluster.ipynb #955d1704
 class Cluster:
