@@ -32,8 +32,9 @@ class Case:
 
     def one(self, chats, **kw): return [r for r, in self.engine.generate(chats, **{"max_tokens": 12, **kw})]
     def alike(self, a, b):
-        "All the same; or three of four, where floating point has a say."
-        same = [x == y for x, y in zip(a, b, strict=True)]
+        "All the same; where floating point has a say, three of four begin with the same two words, since one bit can change all that follows."
+        begin = (lambda x: x) if self.exact else (lambda x: x.split()[:2])
+        same = [begin(x) == begin(y) for x, y in zip(a, b, strict=True)]
         assert all(same) if self.exact else sum(same) >= 0.75 * len(same), [(x, y) for x, y in zip(a, b) if x != y]
 
 
@@ -67,7 +68,8 @@ def check_seeds(case, _):
     first = case.engine.generate(case.chats, **kw, seed=1)
     case.alike(texts(case.engine.generate(case.chats, **kw, seed=1)), texts(first))
     if case.text:
-        assert texts(case.engine.generate(case.chats, **kw, seed=2)) != texts(first)
+        other = texts(case.engine.generate(case.chats, **kw, seed=2))
+        assert sum(a.split()[:2] == b.split()[:2] for a, b in zip(other, texts(first), strict=True)) <= len(other) / 2 # so that `alike` says something
         assert len(set(texts(first))) > len(first) # samples differ among themselves
     case.alike(texts(case.engine.generate(case.chats, **{**kw, "n": 1}, seed=1)), [text(row[0]) for row in first])
     case.alike(texts(case.engine.generate(case.chats, **{**kw, "n": 2}, seed=1, first=2)), [text(r) for row in first for r in row[2:]])

@@ -1,0 +1,165 @@
+"""Grading beside autorubric 1.6.1, on one vLLM server with the bundled model on a CPU: 40 answers, 10 criteria.
+
+    python benchmarks/autorubric.py            three rounds (the server: python tests/vllm_env.py; autorubric gets an environment of its own in .venv-autorubric)
+    python benchmarks/autorubric.py --quick    one round of 8 answers
+
+Sides, in random order, the server's prefix cache emptied before each: both of its modes and both of ours with a written reason and label, ours by log-probabilities, and the requests
+of our quicker written mode sent by a bare client. All of it greedy, with the same limit of tokens a criterion. Tokens are the server's own counters. Bars: ours written is quicker than its better mode and at
+least .9 of bare; log-probabilities are at least 5 times its per-criterion mode.
+"""
+import asyncio, contextlib, json, os, random, re, socket, statistics, subprocess, sys, time, urllib.request
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+PEER = ROOT / ".venv-autorubric"
+TOKENS = 96 # a criterion's reason and label
+CRITERIA = ["The response does everything that the request asks.", "The response adds nothing that was not asked for.", "The response keeps every limit on form or length that the request sets.",
+            "Every statement of the response is true.", "The response is written in plain words.", "The response is free of spelling errors.", "The response can be understood without the request.",
+            "The response begins with its most important point.", "The response speaks in a tone that suits the request.", "The response ends where its content ends."]
+
+
+def answers(n): # each with its request
+    rows = [json.loads(line) for line in open(ROOT / "data/mini/pairs.jsonl", encoding="utf-8")]
+    return [{"prompt": r["prompt"], "response": r[side]} for r in rows for side in ("chosen", "rejected")][:2 * n:2]
+
+
+def peer_main():
+    "Runs in autorubric's environment: its report of one mode, as JSON."
+    from autorubric import Criterion, CriterionGrader, LLMConfig, Rubric
+    url, mode, rows = json.loads(sys.stdin.read())
+    rubric = Rubric([Criterion(name=f"c{k}", weight=1.0, requirement=c) for k, c in enumerate(CRITERIA)])
+    limit = TOKENS * (len(CRITERIA) if mode == "per_item" else 1)
+    judge = LLMConfig(model="hosted_vllm/smollm2", api_base=f"{url}/v1", api_key="none", temperature=0.0, max_tokens=limit, timeout=3600.0)
+    grader = CriterionGrader(judge_model_config=judge, llm_calls=mode)
+    async def grade(): return await asyncio.gather(*(rubric.grade(to_grade=r["response"], grader=grader, query=r["prompt"]) for r in rows))
+    start = time.perf_counter()
+    reports = asyncio.run(grade())
+    failed = sum(any(v.is_error for v in c.votes) for r in reports for c in r.report or ())
+    print(json.dumps({"seconds": time.perf_counter() - start, "scores": [r.score for r in reports], "failed": failed}))
+
+
+def peer_python():
+    python = PEER / "bin/python"
+    if not python.exists():
+        subprocess.run([sys.executable, "-m", "venv", PEER], check=True)
+        subprocess.run([python, "-m", "pip", "install", "-q", "autorubric==1.6.1"], check=True)
+    return python
+
+
+@contextlib.contextmanager
+def serving():
+    "The bundled model behind vLLM's server, on a free port."
+    sys.path.insert(0, str(ROOT / "tests"))
+    from vllm_env import vllm_python
+    from rubriclab.engines.bundled import fetch
+    if (python := vllm_python()) is None: sys.exit("no environment with vLLM; make it with: python tests/vllm_env.py")
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    command = [python, "-m", "vllm.entrypoints.openai.api_server", "--model", fetch(), "--served-model-name", "smollm2", "--host", "127.0.0.1", "--port", port, "--enforce-eager",
+               "--max-model-len", 4096, "--gpu-memory-utilization", 0.3, "--hf-overrides", '{"head_dtype": "float32"}', "--enable-prompt-tokens-details"]
+    environment = {**os.environ, "VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1", "VLLM_SERVER_DEV_MODE": "1"}
+    p = subprocess.Popen([*map(str, command)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment, start_new_session=True)
+    try:
+        while p.poll() is None:
+            with contextlib.suppress(OSError):
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2)
+                break
+            time.sleep(0.5)
+        else: sys.exit(f"the server did not start (exit {p.returncode})")
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        p.terminate()
+        try: p.wait(30)
+        except subprocess.TimeoutExpired: p.kill()
+
+
+def counters(url): # tokens of prompts and generated, so far
+    text = urllib.request.urlopen(f"{url}/metrics").read().decode()
+    return [sum(float(x) for x in re.findall(rf"^vllm:{name}_total\{{[^}}]*\}} (\S+)$", text, re.M)) for name in ("prompt_tokens", "generation_tokens")]
+
+
+def ours(url, rows, **how):
+    from rubriclab.core.types import Item
+    from rubriclab.engines.engine import Engine
+    from rubriclab.engines.api import open_backend
+    from rubriclab.judges.pointwise import grade
+    e = Engine(open_backend(f"smollm2@{url}/v1"), progress=False)
+    items = [Item(id=str(k), prompt=r["prompt"], response=r["response"], rubric=CRITERIA) for k, r in enumerate(rows)]
+    limit = TOKENS * (len(CRITERIA) if how.get("mode") == "per_item" else 1)
+    start = time.perf_counter()
+    grades = grade(items, e, **{"max_tokens": limit, **how})
+    took = time.perf_counter() - start
+    e.close()
+    return {"seconds": took, "scores": [g.score for g in grades], "failed": sum(len(g.failures) for g in grades)}
+
+
+def recorded(url, rows, **how): # the bodies of our requests
+    from rubriclab.engines import api
+    bodies, send = [], api.ApiBackend.once
+    async def once(self, call, method, url, body, read):
+        if "max_tokens" in body: bodies.append((url, json.loads(json.dumps(body))))
+        return await send(self, call, method, url, body, read)
+    api.ApiBackend.once = once
+    try: ours(url, rows, **how)
+    finally: api.ApiBackend.once = send
+    return bodies
+
+
+def bare(bodies): # sent by a client that does nothing else
+    import aiohttp
+    async def all_of_them():
+        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=256), timeout=aiohttp.ClientTimeout(total=None)) as http:
+            async def one(url, body):
+                async with http.post(url, json=body) as r: await r.json()
+            await asyncio.gather(*(one(u, b) for u, b in bodies))
+    start = time.perf_counter()
+    asyncio.run(all_of_them())
+    return {"seconds": time.perf_counter() - start, "scores": [], "failed": 0}
+
+
+def peer(url, rows, mode):
+    done = subprocess.run([peer_python(), __file__, "--peer"], input=json.dumps([url, mode, rows]), capture_output=True, text=True)
+    if done.returncode: sys.exit(done.stderr[-3000:])
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def measured(url, side):
+    urllib.request.urlopen(urllib.request.Request(f"{url}/reset_prefix_cache", method="POST"))
+    before = counters(url)
+    found = side()
+    return found | dict(zip(("read", "written"), (b - a for a, b in zip(before, counters(url)))))
+
+
+def main(quick):
+    rows, rounds, rng = answers(8 if quick else 40), 1 if quick else 3, random.Random(0)
+    with serving() as url:
+        written = dict(readout="generate", mode="per_criterion")
+        bodies = recorded(url, rows, **written) # warms the server, too
+        sides = {"autorubric per criterion": lambda: peer(url, rows, "per_criterion"), "autorubric per item": lambda: peer(url, rows, "per_item"),
+                 "ours written, per criterion": lambda: ours(url, rows, **written), "ours written, per item": lambda: ours(url, rows, readout="generate", mode="per_item"),
+                 "bare client, our requests": lambda: bare(bodies), "ours, log-probabilities": lambda: ours(url, rows)}
+        found = {name: [] for name in sides}
+        for _ in range(rounds):
+            for name in rng.sample(list(sides), len(sides)): found[name].append(measured(url, sides[name]))
+    report(found, len(rows), rounds)
+
+
+def report(found, n, rounds):
+    rate = lambda name: [sum(s is not None for s in r["scores"]) / r["seconds"] for r in found[name]]
+    print(f"{n} answers, {len(CRITERIA)} criteria, {rounds} rounds; medians\n{'':<28} {'seconds':>8} {'graded':>7} {'failed criteria':>16} {'graded a second':>16} {'tokens read':>12} {'written':>8}")
+    for name, rs in found.items():
+        m = {k: statistics.median(r[k] for r in rs) for k in ("seconds", "failed", "read", "written")}
+        graded = f"{statistics.median(sum(s is not None for s in r['scores']) for r in rs):>7g} {m['failed']:>16g} {statistics.median(rate(name)):>16.2f}" if rs[0]["scores"] else f"{'':>41}"
+        print(f"{name:<28} {m['seconds']:>8.1f} {graded} {m['read']:>12,.0f} {m['written']:>8,.0f}")
+    ratio = lambda ours, theirs: (statistics.median(a / b for a, b in zip(ours, theirs)), min(a / b for a, b in zip(ours, theirs)), max(a / b for a, b in zip(ours, theirs)))
+    better = max(("autorubric per criterion", "autorubric per item"), key=lambda name: statistics.median(rate(name)))
+    mine = max(("ours written, per criterion", "ours written, per item"), key=lambda name: statistics.median(rate(name)))
+    seconds = lambda name: [r["seconds"] for r in found[name]]
+    for text, value in ((f"{mine} over {better} (bar 1)", ratio(rate(mine), rate(better))),
+                        ("our written requests over the bare client (bar .9)", ratio(seconds("bare client, our requests"), seconds("ours written, per criterion"))),
+                        ("log-probabilities over autorubric per criterion (bar 5)", ratio(rate("ours, log-probabilities"), rate("autorubric per criterion")))):
+        print(f"{text}: {value[0]:.2f}, {value[1]:.2f} to {value[2]:.2f}")
+
+
+if __name__ == "__main__": peer_main() if "--peer" in sys.argv else main("--quick" in sys.argv)
