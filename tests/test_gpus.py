@@ -34,3 +34,11 @@ def test_the_recipe_for_a_gpu_is_planned():
     done = command("run", "openrubrics", "--recipe", "gpu-8b", "-p", "public", "mini", "--plan", "--gpu", "h100")
     assert done.returncode == 0, done.stderr[-2000:]
     assert takes(done.stdout)[0] > 0.01 and "judge" in done.stdout
+
+
+def test_a_plan_counts_with_the_models_own_tokenizer_and_says_what_does_not_fit(tmp_path):
+    from rubriclab.engines.bundled import fetch
+    pairs = World(seed=4).pairs(4, per_prompt=1)
+    write_rows(tmp_path / "pairs.jsonl", [*pairs[:3], pairs[3].replace(chosen="The tide comes in. " * 4000)])
+    done = command("judge", tmp_path / "pairs.jsonl", tmp_path / "out.jsonl", "--plan", "-e", f"vllm:{fetch()}")
+    assert "judge: 2 of 8 calls would fail: they are too long" in done.stdout, done.stdout + done.stderr

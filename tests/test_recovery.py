@@ -1,8 +1,8 @@
-"""Recovery: planted orderings are found, and nothing is found where nothing is planted. Seeds 0 to 99 here; `python tests/test_recovery.py 1000` runs all."""
+"""Recovery: planted orderings are found, and nothing is found where nothing is planted. Forty worlds here; `python tests/test_recovery.py 1000` runs all."""
 import sys
-from concurrent.futures import ProcessPoolExecutor
 from rubriclab.lab.openrubrics import CHAIN, planted_rows
 from rubriclab.lab.report import by_arm, compare_arms
+from worlds import FEW, each, usual
 
 PROMPTS = 400 # the power formula promises .97 at alpha = .0125 from some 300 on: benchmarks/recovery.py
 
@@ -15,20 +15,20 @@ def claimed(job):
 
 
 def worlds(n, competence):
-    with ProcessPoolExecutor(2) as pool: return list(pool.map(claimed, [(s, competence) for s in range(n)], chunksize=5))
+    return each(claimed, [(s, competence) for s in range(n)])
 
 
 def test_each_planted_ordering_is_found():
-    found = worlds(100, 0.97)
+    found = worlds(FEW, 0.97)
     counts = {f"{w} < {b}": sum(f[i] for f in found) for i, (w, b) in enumerate(CHAIN)}
-    print("found in 100 worlds:", counts)
-    assert all(c >= 90 for c in counts.values()), counts
+    print(f"found in {FEW} worlds:", counts)
+    assert all(c >= usual(FEW, 0.97)[0] for c in counts.values()), counts
 
 
 def test_nothing_is_found_in_noise():
-    count = sum(any(f) for f in worlds(100, 0.5))
-    print("worlds of 100 in which anything was claimed of a judge that cannot read:", count)
-    assert count <= 11
+    count = sum(any(f) for f in worlds(FEW, 0.5))
+    print(f"worlds of {FEW} in which anything was claimed of a judge that cannot read:", count)
+    assert count <= usual(FEW, 0.05)[1]
 
 
 if __name__ == "__main__":

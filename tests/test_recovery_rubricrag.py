@@ -1,4 +1,4 @@
-"""RubricRAG on planted worlds: retrieved > random > zero-shot is found, and that similarity and use part is found where it is planted and only there. Seeds 0 to 99 here.
+"""RubricRAG on planted worlds: retrieved > random > zero-shot is found, and that similarity and use part is found where it is planted and only there. Thirty worlds here.
 
     python tests/test_recovery_rubricrag.py 1000
 
@@ -6,9 +6,9 @@ Prompts by the power rule, from one large world (seed 10,000, 3,000 prompts; pow
 retrieved, flipped, .059 (sd .251) needs 310. That is for the mean world; the gap of the last differs from world to world (360 prompts found it in 948 of 1,000), so it gets half as many prompts again.
 """
 import sys, tempfile
-from concurrent.futures import ProcessPoolExecutor
 import pytest
 from rubriclab.lab.rubricrag import Arm, partings, planted_arms, planted_rag, rag_orderings, study_rag
+from worlds import each, usual
 
 ORDER, PARTING = 200, 540 # prompts
 CHAIN = (("zero-shot", "random"), ("random", "retrieved"))
@@ -33,7 +33,7 @@ def world_of(seed):
 
 
 def check(n, least, most):
-    with ProcessPoolExecutor(2) as pool: worlds = list(pool.map(world_of, range(n), chunksize=5))
+    worlds = each(world_of, range(n))
     count = {k: sum(w[k] for w in worlds) for k in worlds[0]}
     print(f"{n} worlds: " + ", ".join(f"{k} {v}" for k, v in count.items()), flush=True)
     assert all(count[k] >= least for k in ("zero-shot < random", "random < retrieved", "parts where planted")), count
@@ -42,7 +42,7 @@ def check(n, least, most):
 
 def test_retrieval_is_found_to_help_and_partings_only_where_they_are():
     pytest.importorskip("bm25s", reason="needs the retrieval extra: pip install 'rubriclab[rag]'")
-    check(100, 90, 11)
+    check(30, usual(30, 0.95)[0], usual(30, 0.05)[1])
 
 
 if __name__ == "__main__": check(n := int(sys.argv[1]) if len(sys.argv) > 1 else 1000, 0.95 * n, 0.065 * n)

@@ -1,4 +1,4 @@
-"""Makes `.venv-vllm`, where vLLM for CPUs and this package live together; the contract tests run a server and the vllm engine in it.
+"""Makes `.venv-vllm`, where vLLM for CPUs and this package live together; tests run a server, the vllm engine and recipes for GPUs in it.
 A second environment, because vLLM pins numpy and others below what the main one uses. Also: `python tests/vllm_env.py --where` prints its python."""
 import hashlib, os, subprocess, sys, time, tomllib
 from pathlib import Path
@@ -17,8 +17,9 @@ def vllm_python() -> Path | None:
 
 
 def wanted():
-    core = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
-    return [VLLM, TORCH, "aiohttp>=3.10", *core]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = [p for e in ("api", "data", "lab", "rag") for p in project["optional-dependencies"][e]] # what runs an experiment
+    return [VLLM, TORCH, *project["dependencies"], *(p for p in extras if not p.startswith(("rubriclab", "jupyterlab")))]
 
 
 def main():

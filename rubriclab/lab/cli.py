@@ -92,7 +92,9 @@ def _show_costs(costs: Sequence[Any]) -> None:
         about = _on_gpu(c, gpu) if named or c.seconds is None else None
         if about is None: about = _about(c)
         click.echo(f"{c.role:<14} {c.engine:<28} {c.calls:>9,} {c.prompt_tokens:>14,} {c.unique_tokens:>12,} {c.completion_tokens:>12,}  {about}")
-    click.echo("An upper bound: nothing ran, prompts are estimated at four characters a token, replies at their limit, and nothing is taken from the store. "
+    for c in costs:
+        if c.failed: click.echo(f"{c.role}: {c.failed:,} of {c.calls:,} calls would fail: they are too long for the model, or ask for what it cannot do.")
+    click.echo("An upper bound: nothing ran, prompts are counted by the model's tokenizer where it is here and else estimated at four characters a token, replies at their limit, and nothing is taken from the store. "
                "Unique tokens are what is left where shared beginnings are computed once.")
 
 def _about(cost: Any) -> str: # in money, or in time on two cores
