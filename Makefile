@@ -32,7 +32,7 @@ nbdev-test: $(VENV)/.dev
 
 pytest: $(VENV)/.dev
 	$(BIN)/python tests/vllm_env.py
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 smoke: $(VENV)/.dev
 	$(BIN)/python tests/run_experiments.py

@@ -1,13 +1,15 @@
 """Runs every paper notebook in smoke mode, as a user would, and checks that each leaves a whole run folder; then every tutorial."""
-import json, subprocess, sys, tempfile, time
+import json, os, subprocess, sys, tempfile, time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+ALONE = {**os.environ, "OMP_NUM_THREADS": "1"} # two at a time
 COMMAND = str(Path(sys.executable).with_name("rubriclab"))
 
 
 def smoke(name: str, results: Path) -> str | None:
     start = time.monotonic()
-    done = subprocess.run([COMMAND, "run", name, "--recipe", "smoke", "--results-dir", str(results)], text=True, capture_output=True)
+    done = subprocess.run([COMMAND, "run", name, "--recipe", "smoke", "--results-dir", str(results)], text=True, capture_output=True, env=ALONE)
     if done.returncode: return f"exit {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
     folder, = (results / name).iterdir()
     lost = [f for f in ("notebook.ipynb", "metrics.json", "items.jsonl", "manifest.json") if not (folder / f).is_file()]
@@ -21,7 +23,7 @@ def tutorial(path: Path, results: Path) -> str | None:
     start = time.monotonic()
     from rubriclab.lab.run import recipes
     small = ["--recipe", "smoke"] if "smoke" in recipes(path.stem) else []
-    done = subprocess.run([COMMAND, "run", str(path), *small, "--results-dir", str(results)], text=True, capture_output=True, cwd=results)
+    done = subprocess.run([COMMAND, "run", str(path), *small, "--results-dir", str(results)], text=True, capture_output=True, cwd=results, env=ALONE)
     if done.returncode: return f"exit {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
     print(f"tutorial {path.stem}: {time.monotonic() - start:.0f} s", flush=True)
     return None
@@ -31,7 +33,9 @@ def main() -> int:
     tutorials = sorted((Path(__file__).resolve().parents[1] / "nbs" / "tutorials").glob("*.ipynb"))
     from rubriclab.lab.run import experiments
     with tempfile.TemporaryDirectory() as d:
-        errors = {n: e for n in experiments() if (e := smoke(n, Path(d)))} | {p.stem: e for p in tutorials if (e := tutorial(p, Path(d)))}
+        with ThreadPoolExecutor(2) as pool:
+            jobs = {n: pool.submit(smoke, n, Path(d)) for n in reversed(experiments())} | {p.stem: pool.submit(tutorial, p, Path(d)) for p in tutorials} # the longest is the last
+            errors = {n: e for n, job in jobs.items() if (e := job.result())}
     for n, e in errors.items(): print(f"{n} failed: {e}")
     print(f"{len(experiments())} experiments and {len(tutorials)} tutorials, {len(errors)} failed")
     return 1 if errors else 0

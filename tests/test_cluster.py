@@ -15,11 +15,6 @@ from rubriclab.lab.c2 import planted_c2
 WORLD = "fake:world?seed=4"
 
 
-def on_ray(*args, workers=2, **env):
-    "A command with Ray of its own, on this machine."
-    return subprocess.run([COMMAND, *map(str, args), "--ray", "local", "--workers", str(workers)], capture_output=True, text=True, env={**os.environ, **env}, timeout=300)
-
-
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     d = tmp_path_factory.mktemp("files")
@@ -35,28 +30,54 @@ COMMANDS = {
     "crg": ("crg", "pairs.jsonl", "-e", WORLD, "--attempts", "2", "--temperature", "0.7"),
     "judge": ("judge", "pairs.jsonl", "-e", WORLD, "--orders", "random"),
     "grade": ("grade", "items.jsonl", "-e", WORLD, "--recheck", "20"),
+    "c2": ("c2", "c2.jsonl", "-e", WORLD, "--k", "4", "--rounds", "1"),
     "rubricrag": ("rubricrag", "prompts.jsonl", "--generator", WORLD, "--judge", "none", "--strategy", "zero_shot", "--matcher", "words"),
 }
 
 
+SEVERAL = """
+import json, sys
+from rubriclab.lab.cli import main
+for args in json.load(sys.stdin):
+    try: main(args, standalone_mode=False)
+    except SystemExit as e: print("exit", e.code)
+"""
+
+
+def several(commands, cache): # in one process, so that they share what they start
+    done = subprocess.run([sys.executable, "-c", SEVERAL], input=json.dumps([list(map(str, c)) for c in commands]), capture_output=True, text=True, env={**os.environ, "RUBRICLAB_CACHE_DIR": str(cache)}, timeout=600)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done
+
+
+@pytest.fixture(scope="module")
+def both(files, tmp_path_factory):
+    "Every command here and on Ray, then one again, then one that is wrong; what Ray's said."
+    d = tmp_path_factory.mktemp("both")
+    write_rows(d / "lists.jsonl", [{"id": "r1", "prompt": "Name a moon.", "responses": ["Titan", "Mars", "none"]}])
+    ray = ("--ray", "local", "--workers", "2")
+    todo = lambda where, more: [(what, files / source, d / where / name, *how, *more) for name, (what, source, *how) in COMMANDS.items()]
+    several(todo("here", ()), d / "a")
+    again = (*todo("there", ray)[list(COMMANDS).index("judge")][:2], d / "again.jsonl", *COMMANDS["judge"][2:], *ray)
+    return d, several([*todo("there", ray), again, ("judge", d / "lists.jsonl", d / "out.jsonl", "-e", WORLD, *ray)], d / "b")
+
+
 @pytest.mark.parametrize("name", COMMANDS)
-def test_the_same_file_as_in_one_process(name, files, tmp_path):
-    what, source, *how = COMMANDS[name]
-    here = command(what, files / source, tmp_path / "here.jsonl", *how, RUBRICLAB_CACHE_DIR=str(tmp_path / "a"))
-    there = on_ray(what, files / source, tmp_path / "there.jsonl", *how, RUBRICLAB_CACHE_DIR=str(tmp_path / "b"))
-    assert (here.returncode, there.returncode) == (0, 0), here.stderr[-2000:] + there.stderr[-2000:]
-    assert (tmp_path / "here.jsonl").read_text() == (tmp_path / "there.jsonl").read_text()
-    if name != "judge": return
-    again = on_ray(what, files / source, tmp_path / "again.jsonl", *how, RUBRICLAB_CACHE_DIR=str(tmp_path / "b"))
-    assert again.returncode == 0 and " 0 computed" in again.stdout, again.stdout # one store for all of them
+def test_the_same_file_as_in_one_process(name, both):
+    here, there = (both[0] / where / name for where in ("here", "there"))
+    for part in ("pairs.jsonl", "dpo.jsonl", "verifier.jsonl", "report.md") if name == "c2" else ("",): assert (here / part).read_text() == (there / part).read_text(), part
 
 
-def test_contrasts_leave_their_files(files, tmp_path):
-    how = ("-e", WORLD, "--k", "4", "--rounds", "1")
-    here = command("c2", files / "c2.jsonl", tmp_path / "here", *how, RUBRICLAB_CACHE_DIR=str(tmp_path / "a"))
-    there = on_ray("c2", files / "c2.jsonl", tmp_path / "there", *how, RUBRICLAB_CACHE_DIR=str(tmp_path / "b"))
-    assert (here.returncode, there.returncode) == (0, 0), here.stderr[-2000:] + there.stderr[-2000:]
-    for name in ("pairs.jsonl", "dpo.jsonl", "verifier.jsonl", "report.md"): assert (tmp_path / "here" / name).read_text() == (tmp_path / "there" / name).read_text(), name
+def test_there_is_one_store_for_all_workers(both):
+    d, said = both
+    assert (d / "again.jsonl").read_text() == (d / "there/judge").read_text() and " 0 computed" in said.stdout.split(str(d / "there/c2"))[-1], said.stdout
+
+
+def test_an_error_of_a_worker_is_one_line(both, tmp_path):
+    _, said = both
+    assert said.stdout.splitlines()[-1] == "exit 2" and "record 'r1' is a ranking" in said.stderr and "Traceback" not in said.stderr, said.stderr[-1500:]
+    done = command("judge", tmp_path / "none.jsonl", tmp_path / "out.jsonl", "-e", WORLD, "--ray", "local", "--workers", "none")
+    assert done.returncode == 2 and "give a number such as 4" in done.stderr
 
 
 def test_a_killed_worker_loses_nothing(files, tmp_path):
@@ -83,11 +104,3 @@ def _kill_a_worker(run, store, after): # once so many calls are kept; how many w
             return n
         time.sleep(0.05)
     return 0
-
-
-def test_an_error_of_a_worker_is_one_line(tmp_path):
-    write_rows(tmp_path / "lists.jsonl", [{"id": "r1", "prompt": "Name a moon.", "responses": ["Titan", "Mars", "none"]}])
-    done = on_ray("judge", tmp_path / "lists.jsonl", tmp_path / "out.jsonl", "-e", WORLD, workers=1, RUBRICLAB_CACHE_DIR=str(tmp_path / "a"))
-    assert done.returncode == 2 and "record 'r1' is a ranking" in done.stderr and "Traceback" not in done.stderr, done.stderr[-1500:]
-    done = command("judge", tmp_path / "lists.jsonl", tmp_path / "out.jsonl", "-e", WORLD, "--ray", "local", "--workers", "none")
-    assert done.returncode == 2 and "give a number such as 4" in done.stderr
