@@ -1761,6 +1761,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'rubriclab.lab.record.strict': ('lab/record.html#strict', 'rubriclab/lab/record.py'),
                                       'rubriclab.lab.record.update_manifest': ( 'lab/record.html#update_manifest',
                                                                                 'rubriclab/lab/record.py'),
+                                      'rubriclab.lab.record.used': ('lab/record.html#used', 'rubriclab/lab/record.py'),
                                       'rubriclab.lab.record.write_json': ('lab/record.html#write_json', 'rubriclab/lab/record.py')},
             'rubriclab.lab.report': { 'rubriclab.lab.report.PaperRow': ('lab/report.html#paperrow', 'rubriclab/lab/report.py'),
                                       'rubriclab.lab.report._axes': ('lab/report.html#_axes', 'rubriclab/lab/report.py'),

@@ -40,11 +40,11 @@ def model_here(scheme: str, # for example `vllm`
                target: str, # a folder, or a name on the hub
               ) -> Model: # empty where nothing of it is on this machine
     "A model's tokenizer and context, from its folder or from the hub's cache; nothing is downloaded."
+    if scheme not in ("hf", "vllm") or not target: return Model()
     try:
         from huggingface_hub import try_to_load_from_cache
         from tokenizers import Tokenizer
     except ImportError: return Model()
-    if scheme not in ("hf", "vllm") or not target: return Model()
     here = lambda name: Path(target, name) if Path(target).is_dir() else Path(str(try_to_load_from_cache(target, name) or "")) if target.count("/") == 1 else Path()
     words, config = here("tokenizer.json"), here("config.json")
     limit = json.loads(config.read_text()).get("max_position_embeddings") if config.is_file() else None

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['PACKAGES', 'strict', 'reason_of', 'write_json', 'package_versions', 'code_version', 'fingerprint', 'new_folder',
-           'read_manifest', 'update_manifest', 'first_manifest', 'Run', 'items', 'metrics', 'figure', 'read_items']
+           'read_manifest', 'update_manifest', 'first_manifest', 'Run', 'items', 'metrics', 'figure', 'used',
+           'read_items']
 
 # %% ../../nbs/lab/00_record.ipynb #b19577be
 import hashlib, json, os, platform, secrets, subprocess, time
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 import rubriclab
 from ..core.settings import settings
-from ..core.types import Failure, Value
+from ..core.types import Failure, Table, Value
 from ..engines.engine import Backend, Engine, engine
 
 if TYPE_CHECKING: from matplotlib.figure import Figure
@@ -155,8 +156,12 @@ def figure(self: Run, fig: "Figure", name: str) -> "Figure": # the same figure, 
     fig.savefig(self.folder / "figures" / f"{name}.png", dpi=150, bbox_inches="tight")
     return fig
 
+def used(self: Run) -> Table: # the same for a second run, which computes nothing
+    "Who answered in which role: calls, and how scores were read."
+    return Table({"role": role, "engine": e.name, "calls": e.tally.asked, "scores": str(e.tally.readings) or "none"} for role, e in self.engines)
+
 def read_items(folder: Path) -> list[dict[str, Any]]:
     "The lines of a run's `items.jsonl`."
     return [json.loads(line) for line in open(folder / "items.jsonl", encoding="utf-8")]
 
-Run.items, Run.metrics, Run.figure = items, metrics, figure
+Run.items, Run.metrics, Run.figure, Run.used = items, metrics, figure, used
