@@ -1,5 +1,5 @@
 """The contract of an engine, as checks that any engine must pass; `python tests/engines_contract.py SPEC REFERENCE` runs them where pytest is not."""
-import json, sys, tempfile, traceback
+import json, os, signal, sys, tempfile, threading, traceback
 from dataclasses import dataclass
 from pathlib import Path
 from rubriclab.core.store import Store
@@ -177,11 +177,22 @@ def reference(folder):
     return out
 
 
+def go_on(case, _):
+    "An interrupt, which a notebook's stop button and Ctrl-C send to every process of the group, ends the call and nothing else. For a process that leads a group of its own."
+    inside, before = case.engine.backend.llm(), texts(case.engine.generate(case.chats, max_tokens=8))
+    threading.Timer(3, os.killpg, (0, signal.SIGINT)).start()
+    try: case.engine.generate([Chat.user(f"Write a long story about moon {i}.") for i in range(64)], max_tokens=1500, temperature=1.0)
+    except KeyboardInterrupt: pass
+    else: raise AssertionError("the call went on")
+    assert not inside.llm_engine.has_unfinished_requests() and case.engine.backend.llm() is inside
+    assert texts(case.engine.generate(case.chats, max_tokens=8)) == before
+
+
 def main(spec, reference_file):
     "One line of JSON: what each check found."
     case = language_model(engine(spec, store=False), nats=2e-3, schema=True)
     truth, found = json.loads(Path(reference_file).read_text()), {}
-    for name, check in CHECKS.items():
+    for name, check in {**CHECKS, "go_on": go_on}.items():
         try: check(case, truth)
         except Exception: found[name] = traceback.format_exc(limit=4)
         else: found[name] = None
