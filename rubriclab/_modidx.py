@@ -909,6 +909,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                  'rubriclab/engines/fake.py')},
             'rubriclab.engines.fit': { 'rubriclab.engines.fit.Shape': ('engines/fit.html#shape', 'rubriclab/engines/fit.py'),
                                        'rubriclab.engines.fit.longest': ('engines/fit.html#longest', 'rubriclab/engines/fit.py'),
+                                       'rubriclab.engines.fit.named_sizes': ('engines/fit.html#named_sizes', 'rubriclab/engines/fit.py'),
                                        'rubriclab.engines.fit.share_of': ('engines/fit.html#share_of', 'rubriclab/engines/fit.py'),
                                        'rubriclab.engines.fit.weight_bytes': ('engines/fit.html#weight_bytes', 'rubriclab/engines/fit.py')},
             'rubriclab.engines.flow': { 'rubriclab.engines.flow.Budget': ('engines/flow.html#budget', 'rubriclab/engines/flow.py'),

@@ -70,7 +70,7 @@ def test_the_same_file_as_in_one_process(name, both):
 
 def test_there_is_one_store_for_all_workers(both):
     d, said = both
-    assert (d / "again.jsonl").read_text() == (d / "there/judge").read_text() and " 0 computed" in said.stdout.split(str(d / "there/c2"))[-1], said.stdout
+    assert (d / "again.jsonl").read_text() == (d / "there/judge").read_text() and " 0 computed" in said.stdout.split(str(d / "there/rubricrag"))[-1], said.stdout
 
 
 def test_an_error_of_a_worker_is_one_line(both, tmp_path):

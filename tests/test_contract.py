@@ -1,5 +1,5 @@
 """One contract, every engine: fake, replay, the bundled model, vLLM in a process of its own, and a vLLM server on loopback."""
-import contextlib, json, os, socket, subprocess, sys, time, urllib.request
+import contextlib, json, os, signal, socket, subprocess, sys, time, urllib.request
 from pathlib import Path
 import pytest
 from rubriclab.core.store import Store
@@ -60,10 +60,15 @@ def server(python, bundled):
             time.sleep(0.5)
         else: pytest.fail(f"the vLLM server did not start (exit {p.poll()})")
         yield f"api:smollm2@http://127.0.0.1:{port}/v1"
-    finally:
-        p.terminate()
-        try: p.wait(30)
-        except subprocess.TimeoutExpired: p.kill()
+    finally: end_group(p)
+
+
+def end_group(p):
+    "End a process that leads a group of its own, and what it has started and left."
+    p.terminate()
+    with contextlib.suppress(subprocess.TimeoutExpired): p.wait(30)
+    with contextlib.suppress(ProcessLookupError): os.killpg(p.pid, signal.SIGKILL)
+    p.wait()
 
 
 @pytest.mark.parametrize("check", CHECKS)
@@ -90,9 +95,11 @@ def offline(python, truth, tmp_path_factory):
     given = tmp_path_factory.mktemp("truth") / "reference.json"
     given.write_text(json.dumps(truth))
     spec = "vllm:smollm2?dtype=float32" # length and memory by what fits
-    done = subprocess.run([python, Path(__file__).with_name("engines_contract.py"), spec, given], capture_output=True, text=True, timeout=600, start_new_session=True) # an interrupt goes to its whole group
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    p = subprocess.Popen([python, Path(__file__).with_name("engines_contract.py"), spec, given], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True) # an interrupt goes to its whole group
+    try: said, wrong = p.communicate(timeout=600)
+    finally: end_group(p)
+    assert p.returncode == 0, wrong[-3000:]
+    return json.loads(said.splitlines()[-1])
 
 
 @pytest.mark.parametrize("check", CHECKS)

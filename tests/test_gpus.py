@@ -41,4 +41,4 @@ def test_a_plan_counts_with_the_models_own_tokenizer_and_says_what_does_not_fit(
     pairs = World(seed=4).pairs(4, per_prompt=1)
     write_rows(tmp_path / "pairs.jsonl", [*pairs[:3], pairs[3].replace(chosen="The tide comes in. " * 4000)])
     done = command("judge", tmp_path / "pairs.jsonl", tmp_path / "out.jsonl", "--plan", "-e", f"vllm:{fetch()}")
-    assert "judge: 2 of 8 calls would fail: they are too long" in done.stdout, done.stdout + done.stderr
+    assert "judge: 2 of 8 calls have no result here: they are too long" in done.stdout, done.stdout + done.stderr

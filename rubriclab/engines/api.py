@@ -235,8 +235,8 @@ async def _once(self: ApiBackend, call: Call, method: str, url: str, body: Mappi
         async with self.live().http.request(method, url, json=body or None, headers=headers, allow_redirects=False) as r:
             text = await _text(r)
             if r.status == 200:
-                found = read(reply := json.loads(text))
-                call.work += work_of(reply, self.limits.price)
+                call.work += work_of(reply := json.loads(text), self.limits.price) # also of a reply that makes no sense
+                found = read(reply)
                 return Said(found, True, usage=usage_of(reply), cached=cached_of(reply))
             failure = failure_of(r.status, self.redact(text.decode(errors="replace")), body)
             return Said(failure, False if r.status == 429 or r.status >= 500 else None, r.headers.get("Retry-After"), Usage(), final=not failure.transient or r.status in (402, 403))

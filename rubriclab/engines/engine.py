@@ -220,8 +220,9 @@ def _ask(self: Engine, op: str, requests: Sequence[Value], run: Callable[[Sequen
             out[i] = result
             tick()
     if any(r is None for r in out): raise RuntimeError(f"{self.name} left a request without an answer")
-    _add(self, asked=len(requests))
-    with self._lock: self._readings += Readings.of(out)
+    with self._lock:
+        self._sums["asked"] += len(requests)
+        self._readings += Readings.of(out)
     return Table(out)
 
 # %% ../../nbs/engines/00_engine.ipynb #f4ae345a

@@ -57,7 +57,9 @@ def _margins(e: Engine, chats: Sequence[Chat]) -> tuple[list[float], str]: # and
 
 def _samples(e: Engine, chats: Sequence[Chat]) -> list[str]:
     rows = e.generate(chats, max_tokens=12, temperature=1.0, seed=1)
-    return [r.text if isinstance(r, Completion) else r.reason for r, in rows]
+    for r, in rows:
+        if not isinstance(r, Completion): raise ValueError(f"{e.name} writes nothing: {r.reason}, {r.detail}")
+    return [r.text for r, in rows]
 
 def exactness(e: Engine, # without a store, or every answer is the same again
               reference: Engine | None = None, # an engine of the same model that is known to be exact, such as `smollm2`

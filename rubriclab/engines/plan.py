@@ -58,6 +58,7 @@ class PlanBackend:
         (self.scheme, target, options), self.name, self.identity = parse_spec(spec), f"plan:{spec}", {"plan": spec}
         self.price: Price | None = price_in(options["prices"], parse_target(target)[0]) if "prices" in options else None
         self.model = model_here(self.scheme, target)
+        if options.get("max_len", "").isdigit(): self.model = self.model._replace(limit=int(options["max_len"]))
 
     def usage(self, chat: Chat, new: int = 0) -> Usage | Failure:
         "What one request takes; a failure where it would be too long."

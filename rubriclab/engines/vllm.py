@@ -17,7 +17,7 @@ from pydantic import JsonValue
 from ..core.types import Chat, Completion, Failure, Scores, Usage
 from .api import MOST_READS, check_choices, reads_of
 from .engine import FeatureRequest, Request, ScoreRequest, Work
-from .fit import Shape, longest, share_of, weight_bytes
+from .fit import WORK, Shape, longest, share_of, weight_bytes
 from .hf import fingerprint, render
 from .prefix import unique_tokens
 
@@ -76,7 +76,7 @@ def quiet_vllm() -> Any: # the module
 # %% ../../nbs/engines/06_vllm.ipynb #d482c3bc
 @contextmanager
 def deaf() -> Iterator[None]:
-    "Processes that start inside do not hear Ctrl-C or a notebook's stop button, which reach every process of the group; this one hears them afterwards."
+    "Processes that start inside do not hear Ctrl-C or a notebook's stop button, which reach every process of the group; this thread hears them once they have started."
     resource_tracker.ensure_running() # it would let the signal through again when it is started with the first process
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try: yield
@@ -328,11 +328,12 @@ def _reserve(path: str, given: dict[str, Any], config: Any, cpu: bool) -> int: #
     from vllm.platforms import current_platform
     stored, layers = getattr(config.hf_config, "dtype", None) or config.dtype, config.get_total_num_hidden_layers()
     files, total = weight_bytes(path, given["revision"]), current_platform.get_device_total_memory()
-    token = 2 * layers * config.get_total_num_kv_heads() * config.get_head_size() * config.dtype.itemsize
+    each = 1 if config.use_mla else 2 * config.get_total_num_kv_heads() # latent attention keeps one vector for all heads
+    token = layers * each * config.get_head_size() * config.dtype.itemsize
     shape = Shape(config.max_model_len, files and files * config.dtype.itemsize // stored.itemsize, token)
     share = given.setdefault("gpu_memory_utilization", share_of(shape, total, cpu))
-    fits = longest(shape, share * total * given.get("tensor_parallel_size", 1))
-    return given.setdefault("max_model_len", fits)
+    if "max_model_len" not in given: given["max_model_len"] = longest(shape, (share * total - WORK) * given.get("tensor_parallel_size", 1))
+    return given["max_model_len"]
 
 def _tokenizer(path: str, revision: str | None) -> Any:
     from transformers import AutoTokenizer

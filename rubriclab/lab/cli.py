@@ -93,7 +93,7 @@ def _show_costs(costs: Sequence[Any]) -> None:
         if about is None: about = _about(c)
         click.echo(f"{c.role:<14} {c.engine:<28} {c.calls:>9,} {c.prompt_tokens:>14,} {c.unique_tokens:>12,} {c.completion_tokens:>12,}  {about}")
     for c in costs:
-        if c.failed: click.echo(f"{c.role}: {c.failed:,} of {c.calls:,} calls would fail: they are too long for the model, or ask for what it cannot do.")
+        if c.failed: click.echo(f"{c.role}: {c.failed:,} of {c.calls:,} calls have no result here: they are too long for the model, or ask for hidden states, which a plan does not have.")
     click.echo("An upper bound: nothing ran, prompts are counted by the model's tokenizer where it is here and else estimated at four characters a token, replies at their limit, and nothing is taken from the store. "
                "Unique tokens are what is left where shared beginnings are computed once.")
 
@@ -506,11 +506,14 @@ def _check_engine(spec: str, against: str | None) -> None:
     show = lambda r, good: f"no: {r.reason}, {r.detail}" if isinstance(r, Failure) else good(r)
     click.echo(f"  {'writes':<12} " + show(reply, lambda r: repr(r.text)))
     click.echo(f"  {'scores':<12} " + show(score, lambda s: f"Yes {s.logprobs[0]:.3f}, No {s.logprobs[1]:.3f} nats ({s.precision}, {'exact' if s.exact else 'a bound'})"))
-    if against: _check_exactness(e, against)
-    e.close()
+    try:
+        if against: _check_exactness(e, against)
+    finally: e.close()
 
 def _check_exactness(e: Any, against: str) -> None:
     from rubriclab.engines.engine import engine
     from rubriclab.engines.exactness import exactness
     click.echo(f"margins of 24 questions, asked again, one by one, and of {against}")
-    click.echo(str(exactness(e, engine(against, store=False))))
+    reference = engine(against, store=False)
+    try: click.echo(str(exactness(e, reference)))
+    finally: reference.close()

@@ -189,7 +189,7 @@ class Cost(Value):
     unique_tokens: int = 0 # of the prompts, each shared beginning counted once; 0 where not estimated
     seconds: float | None = None
     dollars: float | None = None # of a server, where its prices are known
-    failed: int = 0 # calls that are too long for the model, or that it cannot do
+    failed: int = 0 # calls without a result: too long for the model, or hidden states, which a plan has not
 
 def plan(name: str, # experiment or notebook path
          recipe: str | None = "laptop", # as for `run`
@@ -212,4 +212,4 @@ def cost(role: str, # for example `judge`
 def _priced(role: str, name: str, tally: Tally) -> Cost:
     name, u = name.removeprefix("plan:"), tally.usage
     return Cost(role=role, engine=name, calls=u.calls, prompt_tokens=u.prompt_tokens, completion_tokens=u.completion_tokens,
-                unique_tokens=tally.work.unique_tokens, seconds=PlanBackend(name).seconds(u, tally.work), dollars=tally.work.dollars or None, failed=tally.failed)
+                unique_tokens=tally.work.unique_tokens, seconds=(planned := PlanBackend(name)).seconds(u, tally.work), dollars=planned.price and tally.work.dollars, failed=tally.failed)

@@ -1,10 +1,10 @@
 """Grading beside autorubric 1.6.1, on one vLLM server with the bundled model on a CPU: 40 answers, 10 criteria.
 
-    python benchmarks/autorubric.py            three rounds (the server: python tests/vllm_env.py; autorubric gets an environment of its own in .venv-autorubric)
-    python benchmarks/autorubric.py --quick    one round of 8 answers
+    python benchmarks/beside_autorubric.py            three rounds (the server: python tests/vllm_env.py; autorubric gets an environment of its own in .venv-autorubric)
+    python benchmarks/beside_autorubric.py --quick    one round of 8 answers
 
 Sides, in random order, the server's prefix cache emptied before each: both of its modes and both of ours with a written reason and label, ours by log-probabilities, and the requests
-of our quicker written mode sent by a bare client. All of it greedy, with the same limit of tokens a criterion. Tokens are the server's own counters. Bars: ours written is quicker than its better mode and at
+of our mode with a written label a criterion sent by a bare client. An answer is graded where none of its criteria failed. All of it greedy, with the same limit of tokens a criterion. Tokens are the server's own counters. Bars: ours written is quicker than its better mode and at
 least .9 of bare; log-probabilities are at least 5 times its per-criterion mode.
 """
 import asyncio, contextlib, json, os, random, re, socket, statistics, subprocess, sys, time, urllib.request
@@ -32,10 +32,11 @@ def peer_main():
     judge = LLMConfig(model="hosted_vllm/smollm2", api_base=f"{url}/v1", api_key="none", temperature=0.0, max_tokens=limit, timeout=3600.0)
     grader = CriterionGrader(judge_model_config=judge, llm_calls=mode)
     async def grade(): return await asyncio.gather(*(rubric.grade(to_grade=r["response"], grader=grader, query=r["prompt"]) for r in rows))
+    asyncio.run(rubric.grade(to_grade="Titan.", grader=grader, query="Name a moon.")) # its first call loads what it needs
     start = time.perf_counter()
     reports = asyncio.run(grade())
-    failed = sum(any(v.is_error for v in c.votes) for r in reports for c in r.report or ())
-    print(json.dumps({"seconds": time.perf_counter() - start, "scores": [r.score for r in reports], "failed": failed}))
+    failed = [sum(any(v.is_error for v in c.votes) for c in r.report or ()) for r in reports]
+    print(json.dumps({"seconds": time.perf_counter() - start, "failed": failed}))
 
 
 def peer_python():
@@ -91,7 +92,7 @@ def ours(url, rows, **how):
     grades = grade(items, e, **{"max_tokens": limit, **how})
     took = time.perf_counter() - start
     e.close()
-    return {"seconds": took, "scores": [g.score for g in grades], "failed": sum(len(g.failures) for g in grades)}
+    return {"seconds": took, "failed": [len(g.failures) for g in grades]}
 
 
 def recorded(url, rows, **how): # the bodies of our requests
@@ -111,11 +112,11 @@ def bare(bodies): # sent by a client that does nothing else
     async def all_of_them():
         async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=256), timeout=aiohttp.ClientTimeout(total=None)) as http:
             async def one(url, body):
-                async with http.post(url, json=body) as r: await r.json()
+                async with http.post(url, json=body, raise_for_status=True) as r: await r.json()
             await asyncio.gather(*(one(u, b) for u, b in bodies))
     start = time.perf_counter()
     asyncio.run(all_of_them())
-    return {"seconds": time.perf_counter() - start, "scores": [], "failed": 0}
+    return {"seconds": time.perf_counter() - start, "failed": []}
 
 
 def peer(url, rows, mode):
@@ -146,11 +147,11 @@ def main(quick):
 
 
 def report(found, n, rounds):
-    rate = lambda name: [sum(s is not None for s in r["scores"]) / r["seconds"] for r in found[name]]
+    rate = lambda name: [r["failed"].count(0) / r["seconds"] for r in found[name]]
     print(f"{n} answers, {len(CRITERIA)} criteria, {rounds} rounds; medians\n{'':<28} {'seconds':>8} {'graded':>7} {'failed criteria':>16} {'graded a second':>16} {'tokens read':>12} {'written':>8}")
     for name, rs in found.items():
-        m = {k: statistics.median(r[k] for r in rs) for k in ("seconds", "failed", "read", "written")}
-        graded = f"{statistics.median(sum(s is not None for s in r['scores']) for r in rs):>7g} {m['failed']:>16g} {statistics.median(rate(name)):>16.2f}" if rs[0]["scores"] else f"{'':>41}"
+        m = {k: statistics.median(r[k] for r in rs) for k in ("seconds", "read", "written")}
+        graded = f"{statistics.median(r['failed'].count(0) for r in rs):>7g} {statistics.median(sum(r['failed']) for r in rs):>16g} {statistics.median(rate(name)):>16.2f}" if rs[0]["failed"] else f"{'':>41}"
         print(f"{name:<28} {m['seconds']:>8.1f} {graded} {m['read']:>12,.0f} {m['written']:>8,.0f}")
     ratio = lambda ours, theirs: (statistics.median(a / b for a, b in zip(ours, theirs)), min(a / b for a, b in zip(ours, theirs)), max(a / b for a, b in zip(ours, theirs)))
     better = max(("autorubric per criterion", "autorubric per item"), key=lambda name: statistics.median(rate(name)))
