@@ -94,11 +94,21 @@ def test_a_killed_worker_loses_nothing(files, tmp_path):
     assert there.read_text() == (tmp_path / "here.jsonl").read_text() and "90 records, 0 failed" in said
 
 
+def _children(pid):
+    try: return psutil.Process(pid).children(recursive=True)
+    except psutil.NoSuchProcess: return [] # it has ended since
+
+
+def _name(p):
+    try: return p.name()
+    except psutil.NoSuchProcess: return ""
+
+
 def _kill_a_worker(run, store, after): # once so many calls are kept; how many were
     from rubriclab.core.store import Store
     end = time.time() + 120
     while time.time() < end and run.poll() is None:
-        workers = [p for p in psutil.Process(run.pid).children(recursive=True) if p.name().startswith("ray::MapWorker")]
+        workers = [p for p in _children(run.pid) if _name(p).startswith("ray::MapWorker")]
         if workers and store.exists() and (n := len(Store(store))) >= after:
             workers[0].kill()
             return n
