@@ -4,10 +4,10 @@
     python benchmarks/beside_autorubric.py --quick    one round of 8 answers
 
 Sides, in random order, the server's prefix cache emptied before each: both of its modes and both of ours with a written reason and label, ours by log-probabilities, and the requests
-of our mode with a written label a criterion sent by a bare client. An answer is graded where none of its criteria failed. All of it greedy, with the same limit of tokens a criterion. Tokens are the server's own counters. Bars: ours written is quicker than its better mode and at
+of our mode with a written label a criterion sent by a bare client. What counts is criteria with a label: a small model's replies are often cut off or hold none, and whole answers would then all have failed. All of it greedy, with the same limit of tokens a criterion. Tokens are the server's own counters. Bars: ours written is quicker than its better mode and at
 least .9 of bare; log-probabilities are at least 5 times its per-criterion mode.
 """
-import asyncio, contextlib, json, os, random, re, socket, statistics, subprocess, sys, time, urllib.request
+import asyncio, contextlib, json, math, os, random, re, socket, statistics, subprocess, sys, time, urllib.request
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -25,7 +25,8 @@ def answers(n): # each with its request
 
 def peer_main():
     "Runs in autorubric's environment: its report of one mode, as JSON."
-    from autorubric import Criterion, CriterionGrader, LLMConfig, Rubric
+    from autorubric import Criterion, LLMConfig, Rubric
+    from autorubric.graders import CriterionGrader
     url, mode, rows = json.loads(sys.stdin.read())
     rubric = Rubric([Criterion(name=f"c{k}", weight=1.0, requirement=c) for k, c in enumerate(CRITERIA)])
     limit = TOKENS * (len(CRITERIA) if mode == "per_item" else 1)
@@ -120,7 +121,7 @@ def bare(bodies): # sent by a client that does nothing else
 
 
 def peer(url, rows, mode):
-    done = subprocess.run([peer_python(), __file__, "--peer"], input=json.dumps([url, mode, rows]), capture_output=True, text=True)
+    done = subprocess.run([peer_python(), __file__, "--peer"], input=json.dumps([url, mode, rows]), capture_output=True, text=True, env={**os.environ, "LITELLM_LOCAL_MODEL_COST_MAP": "True"})
     if done.returncode: sys.exit(done.stderr[-3000:])
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -147,13 +148,16 @@ def main(quick):
 
 
 def report(found, n, rounds):
-    rate = lambda name: [r["failed"].count(0) / r["seconds"] for r in found[name]]
-    print(f"{n} answers, {len(CRITERIA)} criteria, {rounds} rounds; medians\n{'':<28} {'seconds':>8} {'graded':>7} {'failed criteria':>16} {'graded a second':>16} {'tokens read':>12} {'written':>8}")
+    labeled = lambda r: n * len(CRITERIA) - sum(r["failed"])
+    rate = lambda name: [labeled(r) / r["seconds"] for r in found[name]]
+    print(f"{n} answers, {len(CRITERIA)} criteria, {rounds} rounds; medians\n{'':<28} {'seconds':>8} {'labeled':>8} {'failed':>7} {'labeled a second':>17} {'tokens read':>12} {'written':>8}")
     for name, rs in found.items():
         m = {k: statistics.median(r[k] for r in rs) for k in ("seconds", "read", "written")}
-        graded = f"{statistics.median(r['failed'].count(0) for r in rs):>7g} {statistics.median(sum(r['failed']) for r in rs):>16g} {statistics.median(rate(name)):>16.2f}" if rs[0]["failed"] else f"{'':>41}"
+        graded = f"{statistics.median(map(labeled, rs)):>8g} {statistics.median(sum(r['failed']) for r in rs):>7g} {statistics.median(rate(name)):>17.2f}" if rs[0]["failed"] else f"{'':>34}"
         print(f"{name:<28} {m['seconds']:>8.1f} {graded} {m['read']:>12,.0f} {m['written']:>8,.0f}")
-    ratio = lambda ours, theirs: (statistics.median(a / b for a, b in zip(ours, theirs)), min(a / b for a, b in zip(ours, theirs)), max(a / b for a, b in zip(ours, theirs)))
+    def ratio(ours, theirs):
+        each = [a / b if b else math.inf for a, b in zip(ours, theirs)]
+        return statistics.median(each), min(each), max(each)
     better = max(("autorubric per criterion", "autorubric per item"), key=lambda name: statistics.median(rate(name)))
     mine = max(("ours written, per criterion", "ours written, per item"), key=lambda name: statistics.median(rate(name)))
     seconds = lambda name: [r["seconds"] for r in found[name]]
