@@ -52,7 +52,7 @@ def server(python, bundled):
     quiet = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
     p = subprocess.Popen([*map(str, command)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, **quiet}, start_new_session=True)
     try:
-        deadline = time.time() + 300
+        deadline = time.time() + 600 # two tests share two cores
         while p.poll() is None and time.time() < deadline:
             with contextlib.suppress(OSError):
                 urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2)
