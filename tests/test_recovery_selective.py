@@ -1,11 +1,11 @@
-"""The selective rule on planted judges: intervals cover the closed form, and the curves cross where it says. Sixty worlds here.
+"""The selective rule on planted judges: intervals cover the closed form, and the curves cross where it says. Seeds 0 to 99 here.
 
     python tests/test_recovery_selective.py 1000
 """
 import sys
 from rubriclab.judges.verifier import closed_form, needed_accuracy
 from rubriclab.lab.c2 import SHARES, crossings, planted_known, planted_mix
-from worlds import each, usual
+from worlds import each
 
 ACCURACIES = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0) # of the verifier, by seed in turn
 
@@ -30,11 +30,11 @@ def check(n, least, most, near):
     for g in SHARES:
         closed = needed_accuracy(g, k["helpful"], k["none"], k["misleading"])
         print(f"{n} worlds, {g:.0%} helpful: closed form covered " + ", ".join(f"{p} {found[g, p]:.3f}" for p in ("always", "never", "selective")) + f"; needed accuracy {closed:.3f}, crossing measured at {met[g]:.3f}", flush=True)
-    assert all(x >= least for x in found.values()) and sum(found.values()) / len(found) <= most, found
+    assert all(least <= x <= most for x in found.values()), found
     assert all(abs(met[g] - needed_accuracy(g, k["helpful"], k["none"], k["misleading"])) < near for g in SHARES), met
 
 
-def test_the_closed_form_is_what_happens(): check(60, usual(60, 0.95)[0] / 60, 0.985, near=0.075)
+def test_the_closed_form_is_what_happens(): check(100, 0.88, 0.99, near=0.06)
 
 
 if __name__ == "__main__": check(int(sys.argv[1]) if len(sys.argv) > 1 else 1000, 0.93, 0.97, near=0.02)
