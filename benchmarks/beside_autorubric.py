@@ -7,7 +7,7 @@ Sides, in random order, the server's prefix cache emptied before each: both of i
 of our mode with a written label a criterion sent by a bare client. What counts is criteria with a label: a small model's replies are often cut off or hold none, and whole answers would then all have failed. All of it greedy, with the same limit of tokens a criterion. Tokens are the server's own counters. Bars: ours written is quicker than its better mode and at
 least .9 of bare; log-probabilities are at least 5 times its per-criterion mode.
 """
-import asyncio, contextlib, json, math, os, random, re, socket, statistics, subprocess, sys, time, urllib.request
+import asyncio, json, math, os, random, re, statistics, subprocess, sys, time, urllib.request
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -48,32 +48,13 @@ def peer_python():
     return python
 
 
-@contextlib.contextmanager
-def serving():
-    "The bundled model behind vLLM's server, on a free port."
+def server():
+    "The bundled model behind vLLM's server."
     sys.path.insert(0, str(ROOT / "tests"))
-    from vllm_env import vllm_python
+    from vllm_env import serving, vllm_python
     from rubriclab.engines.bundled import fetch
     if (python := vllm_python()) is None: sys.exit("no environment with vLLM; make it with: python tests/vllm_env.py")
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    command = [python, "-m", "vllm.entrypoints.openai.api_server", "--model", fetch(), "--served-model-name", "smollm2", "--host", "127.0.0.1", "--port", port, "--enforce-eager",
-               "--max-model-len", 4096, "--gpu-memory-utilization", 0.3, "--hf-overrides", '{"head_dtype": "float32"}', "--enable-prompt-tokens-details"]
-    environment = {**os.environ, "VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1", "VLLM_SERVER_DEV_MODE": "1"}
-    p = subprocess.Popen([*map(str, command)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment, start_new_session=True)
-    try:
-        while p.poll() is None:
-            with contextlib.suppress(OSError):
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2)
-                break
-            time.sleep(0.5)
-        else: sys.exit(f"the server did not start (exit {p.returncode})")
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        p.terminate()
-        try: p.wait(30)
-        except subprocess.TimeoutExpired: p.kill()
+    return serving(python, fetch(), "--max-model-len", 4096, "--gpu-memory-utilization", 0.3, "--enable-prompt-tokens-details", VLLM_SERVER_DEV_MODE="1")
 
 
 def counters(url): # tokens of prompts and generated, so far
@@ -135,7 +116,7 @@ def measured(url, side):
 
 def main(quick):
     rows, rounds, rng = answers(8 if quick else 40), 1 if quick else 3, random.Random(0)
-    with serving() as url:
+    with server() as url:
         written = dict(readout="generate", mode="per_criterion")
         bodies = recorded(url, rows, **written) # warms the server, too
         sides = {"autorubric per criterion": lambda: peer(url, rows, "per_criterion"), "autorubric per item": lambda: peer(url, rows, "per_item"),

@@ -1037,6 +1037,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                        'rubriclab/engines/plan.py'),
                                         'rubriclab.engines.plan.PlanBackend.logprobs': ( 'engines/plan.html#planbackend.logprobs',
                                                                                          'rubriclab/engines/plan.py'),
+                                        'rubriclab.engines.plan.PlanBackend.model': ( 'engines/plan.html#planbackend.model',
+                                                                                      'rubriclab/engines/plan.py'),
                                         'rubriclab.engines.plan.PlanBackend.seconds': ( 'engines/plan.html#planbackend.seconds',
                                                                                         'rubriclab/engines/plan.py'),
                                         'rubriclab.engines.plan.PlanBackend.usage': ( 'engines/plan.html#planbackend.usage',

@@ -1,5 +1,5 @@
 """One contract, every engine: fake, replay, the bundled model, vLLM in a process of its own, and a vLLM server on loopback."""
-import contextlib, json, os, signal, socket, subprocess, sys, time, urllib.request
+import json, subprocess, sys
 from pathlib import Path
 import pytest
 from rubriclab.core.store import Store
@@ -7,7 +7,7 @@ from rubriclab.core.types import Chat
 from rubriclab.engines.engine import Engine, engine
 from rubriclab.engines.fake import FakeBackend, Skills, World
 from engines_contract import CHECKS, SCORED, Case, language_model, reference
-from vllm_env import vllm_python
+from vllm_env import end_group, serving, vllm_python
 
 BFLOAT16 = 0.5 # nats; the largest difference seen is 0.21 for one token
 
@@ -43,32 +43,7 @@ def small(bundled): return language_model(engine("smollm2", store=False), nats=2
 
 @pytest.fixture(scope="module") # an idle vLLM keeps a core busy
 def server(python, bundled):
-    "A vLLM server on a free port, stopped by its own handle."
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    command = [python, "-m", "vllm.entrypoints.openai.api_server", "--model", bundled, "--served-model-name", "smollm2", "--host", "127.0.0.1", "--port", port,
-               "--enforce-eager", "--max-model-len", 2048, "--gpu-memory-utilization", 0.2, "--hf-overrides", '{"head_dtype": "float32"}']
-    quiet = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
-    p = subprocess.Popen([*map(str, command)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, **quiet}, start_new_session=True)
-    try:
-        deadline = time.time() + 600 # two tests share two cores
-        while p.poll() is None and time.time() < deadline:
-            with contextlib.suppress(OSError):
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2)
-                break
-            time.sleep(0.5)
-        else: pytest.fail(f"the vLLM server did not start (exit {p.poll()})")
-        yield f"api:smollm2@http://127.0.0.1:{port}/v1"
-    finally: end_group(p)
-
-
-def end_group(p):
-    "End a process that leads a group of its own, and what it has started and left."
-    p.terminate()
-    with contextlib.suppress(subprocess.TimeoutExpired): p.wait(30)
-    with contextlib.suppress(ProcessLookupError): os.killpg(p.pid, signal.SIGKILL)
-    p.wait()
+    with serving(python, bundled, "--max-model-len", 2048, "--gpu-memory-utilization", 0.2) as url: yield f"api:smollm2@{url}/v1"
 
 
 @pytest.mark.parametrize("check", CHECKS)

@@ -8,6 +8,7 @@ __all__ = ['PLACEHOLDER', 'FRAME', 'SPEEDS', 'Model', 'model_here', 'PlanBackend
 # %% ../../nbs/engines/07_plan.ipynb #db3c3df5
 import json
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 from ..core.settings import settings
@@ -57,8 +58,12 @@ class PlanBackend:
     def __init__(self, spec: str) -> None: # the engine that it stands in for
         (self.scheme, target, options), self.name, self.identity = parse_spec(spec), f"plan:{spec}", {"plan": spec}
         self.price: Price | None = price_in(options["prices"], parse_target(target)[0]) if "prices" in options else None
-        self.model = model_here(self.scheme, target)
-        if options.get("max_len", "").isdigit(): self.model = self.model._replace(limit=int(options["max_len"]))
+
+    @cached_property
+    def model(self) -> Model: # read when it is asked for: what is only priced needs no tokenizer
+        _, target, options = parse_spec(self.identity["plan"])
+        found = model_here(self.scheme, target)
+        return found._replace(limit=int(options["max_len"])) if options.get("max_len", "").isdigit() else found
 
     def usage(self, chat: Chat, new: int = 0) -> Usage | Failure:
         "What one request takes; a failure where it would be too long."

@@ -83,6 +83,7 @@ def _finish(run: Callable[[Path], Any], out: Path, planned: bool, engines: Seque
     from rubriclab.lab.run import cost
     _show_costs([cost(role, e) for role, e in engines])
 
+# %% ../../nbs/lab/05_cli.ipynb #9fcb8149
 def _show_costs(costs: Sequence[Any]) -> None:
     from rubriclab.engines.gpus import known_gpu
     named = click.get_current_context().meta.get("gpu")
