@@ -58,7 +58,8 @@ def test_recipes_for_gpus_are_planned_where_nothing_is_at_hand(name, monkeypatch
 @pytest.mark.parametrize("given, says", [
     ({"arg.max_steps": 3}, "no field 'arg'; did you mean 'args'"), ({"args.learning_rat": 1}, "args of TrainingArguments has no field 'learning_rat'; did you mean 'learning_rate'"), ({"args.seed": 1}, "no field 'seed'"),
     ({"data.prompt": 3}, "data has no field 'prompt'; did you mean 'prompts'"), ({"data.prompts": 0}, "data, field prompts"), ({"evaluation.item": 1}, "evaluation has no field 'item'"), ({"kind": "judge"}, "field kind"),
-    ({"lora.rank": 4}, "lora has no field 'rank'")])
+    ({"lora.rank": 4}, "lora has no field 'rank'"), ({"args.learning_rate": "fast"}, "field learning_rate: Input should be a valid number"), ({"args.max_steps": 2.5}, "field max_steps: Input should be a valid integer"),
+    ({"args.max_steps": "[1"}, "field args.max_steps, line 1: no YAML here")])
 def test_no_field_is_ignored(given, says):
     with pytest.raises(ValueError, match="(?s)" + says.replace("(", r"\(")): plan_training(read_train_recipe(SMOKE, given))
 

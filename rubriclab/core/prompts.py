@@ -10,10 +10,9 @@ import hashlib, re
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
-import yaml
 from pydantic import Field
 import rubriclab
-from .settings import settings
+from .settings import read_yaml, settings
 from .types import Chat, Frozen, Message, Meta, Value, as_text
 
 # %% ../../nbs/core/02_prompts.ipynb #0e258033
@@ -58,7 +57,7 @@ def parse_template(name: str, # the name under which errors mention it
                   ) -> Template:
     "A template from the text of its file; ValueError that names the file and the fix."
     front, body = {}, text
-    if m := re.match(r"---\n(.*?)\n---\n", text, re.S): front, body = yaml.safe_load(m[1]) or {}, text[m.end():]
+    if m := re.match(r"---\n(.*?)\n---\n", text, re.S): front, body = read_yaml(m[1], f"prompt {name}, between its --- lines") or {}, text[m.end():]
     parts = _TURN.split(body)
     if parts[0].strip() or len(parts) < 3: raise ValueError(f"prompt {name}: begin the text with a line `# user` (or `# system`)")
     turns = tuple(Message(role=r, content=c.strip("\n")) for r, c in zip(parts[1::2], parts[2::2]))

@@ -15,8 +15,8 @@ from email.utils import parsedate_to_datetime
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
-import yaml
 from pydantic import Field
+from ..core.settings import read_yaml
 from ..core.types import Failure, Usage, Value
 
 # %% ../../nbs/engines/10_flow.ipynb #9e1cd16b
@@ -142,7 +142,7 @@ class Price(Value):
 
 def read_prices(path: str | Path) -> dict[str, Price]: # by the server's name of the model
     "A YAML file such as `gpt-5-mini: {input: 0.25, output: 2.0}`; ValueError that names the entry."
-    try: found = yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8"))
+    try: found = read_yaml(Path(path).expanduser().read_text(encoding="utf-8"), f"prices={str(path)!r}")
     except OSError as e: raise ValueError(f"prices={str(path)!r}: {e.strerror or e}; name a YAML file") from e
     if not isinstance(found, dict): raise ValueError(f"prices={str(path)!r}: write `MODEL: {{input: 0.25, output: 2.0}}`, dollars for a million tokens")
     try: return {str(k): Price(**v) for k, v in found.items()}

@@ -11,8 +11,7 @@ import ast, difflib, json, math, os, re, subprocess, sys, tempfile, time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-import yaml
-from ..core.settings import shipped
+from ..core.settings import read_yaml, shipped
 from ..core.types import Value
 from ..engines.engine import Engine, Tally
 from ..engines.plan import PlanBackend
@@ -54,7 +53,7 @@ def read_recipe(name: str, # the experiment
     known = recipes(name)
     path = known.get(recipe) or Path(recipe)
     if not path.is_file() or path.suffix not in (".yaml", ".yml"): raise Refused(f"unknown recipe {recipe!r} of {name}; {near(recipe, list(known))}")
-    found = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    found = read_yaml(path.read_text(encoding="utf-8"), f"recipe {recipe}") or {}
     if not isinstance(found, dict) or not all(isinstance(k, str) for k in found): raise Refused(f"recipe {recipe}: write one `parameter: value` a line") # YAML reads null, yes and 1 as no names
     return found
 
@@ -91,8 +90,8 @@ def parse_value(text: str, # from the command line
                ) -> Any:
     "A value read as YAML: `42`, `0.7`, `true`, `[1, 5]`, `null`; where the default is a text, the text as it is."
     if isinstance(default, str): return text
-    try: return float(text) if isinstance(default, float) and math.isfinite(float(text)) else yaml.safe_load(text)
-    except (ValueError, yaml.YAMLError): return text
+    try: return float(text) if isinstance(default, float) and math.isfinite(float(text)) else read_yaml(text, "value")
+    except ValueError: return text
 
 def typed(name: str, # experiment or notebook path
           texts: Mapping[str, str], # parameters as they were typed

@@ -12,11 +12,10 @@ import dataclasses, difflib, json, os, shutil, statistics, time
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
-import yaml
+from typing import Any, Literal, get_type_hints
 import rubriclab
-from pydantic import Field, ValidationError, model_validator
-from ..core.settings import shipped
+from pydantic import Field, TypeAdapter, ValidationError, model_validator
+from ..core.settings import read_yaml, shipped
 from ..core.types import Frozen, Meta, Value
 from ..data.verifiable import verifiable_pairs
 from ..engines.bundled import WHEELS, fetch
@@ -63,6 +62,13 @@ def typed_fields(cls: Any, given: Mapping[str, Any], what: str) -> Any: # an ins
         first = e.errors()[0]
         raise ValueError(f"{what}, field {'.'.join(map(str, first['loc']))}: {first['msg'].removeprefix('Value error, ')}") from None
 
+def _right_types(cls: Any, given: Mapping[str, Any], what: str) -> None:
+    "ValueError for the first value that its field cannot hold, which a trainer would find out late or never."
+    hints = get_type_hints(cls)
+    for name, value in given.items():
+        try: TypeAdapter(hints[name], config={"arbitrary_types_allowed": True}).validate_python(value)
+        except ValidationError as e: raise ValueError(f"{what}, field {name}: {e.errors()[0]['msg']}; it is {value!r}") from None
+
 def trainer_args(cls: Any, # a configuration of transformers or TRL
                  recipe: TrainRecipe, # whose `args` count
                  out: Path, # where checkpoints go
@@ -72,6 +78,7 @@ def trainer_args(cls: Any, # a configuration of transformers or TRL
     known = {f.name for f in dataclasses.fields(cls) if f.init} - {"output_dir", "seed", "data_seed", "push_to_hub", *more}
     known_only(recipe.args, known, f"args of {cls.__name__}")
     mixed = {"bf16": _mixed(out)} if recipe.args.get("bf16") == "auto" else {}
+    _right_types(cls, {**recipe.args, **mixed}, f"args of {cls.__name__}")
     return cls(output_dir=str(out), seed=recipe.seed, data_seed=recipe.seed, **{**more, **recipe.args, **mixed})
 
 # %% ../../nbs/training/02_recipe.ipynb #bada1bd9
@@ -91,9 +98,9 @@ def read_train_recipe(name: str | Path, # a packaged one, or a file
     "A recipe. Errors: FileNotFoundError where there is none, ValueError that names the field."
     path = train_recipes().get(str(name), Path(name))
     if not path.is_file(): raise FileNotFoundError(f"no training recipe {str(name)!r}; there are {', '.join(train_recipes())}, or give a YAML file")
-    tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    tree = read_yaml(path.read_text(encoding="utf-8"), f"recipe {path.name}")
     if not isinstance(tree, dict): raise ValueError(f"recipe {path.name}: write `field: value` lines")
-    for k, v in (given or {}).items(): _set(tree, k, yaml.safe_load(v) if isinstance(v, str) else v)
+    for k, v in (given or {}).items(): _set(tree, k, read_yaml(v, f"recipe {path.stem}, field {k}") if isinstance(v, str) else v)
     return typed_fields(TrainRecipe, tree, f"recipe {path.stem}")
 
 # %% ../../nbs/training/02_recipe.ipynb #d0277131
