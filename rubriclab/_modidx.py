@@ -2241,6 +2241,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                       'rubriclab/training/recipe.py'),
                                            'rubriclab.training.recipe.TrainResult.engine': ( 'training/recipe.html#trainresult.engine',
                                                                                              'rubriclab/training/recipe.py'),
+                                           'rubriclab.training.recipe._byte_pairs': ( 'training/recipe.html#_byte_pairs',
+                                                                                      'rubriclab/training/recipe.py'),
                                            'rubriclab.training.recipe._mixed': ( 'training/recipe.html#_mixed',
                                                                                  'rubriclab/training/recipe.py'),
                                            'rubriclab.training.recipe._random': ( 'training/recipe.html#_random',

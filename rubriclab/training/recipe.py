@@ -133,16 +133,21 @@ def _random(tokenizer: Any, width: int, layers: int, places: int) -> tuple[Any, 
 # %% ../../nbs/training/02_recipe.ipynb #d25f59f3
 _CHAT = "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
 
-def _small_tokenizer() -> Any:
+@lru_cache(maxsize=1)
+def _byte_pairs() -> str: # as JSON
     "3,072 byte pairs of verifiable prompts, answers and rubrics, and of the lab's own prompts."
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
     t = Tokenizer(models.BPE())
     t.pre_tokenizer, t.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     texts = [text for p in verifiable_pairs(1000, seed=0) for text in (p.prompt, p.chosen, p.rejected, str(p.rubric))]
     asked = [p.read_text(encoding="utf-8") for p in sorted((Path(rubriclab.__file__).parent / "prompts").rglob("*.md"))]
     t.train_from_iterator(texts + 50 * asked, trainers.BpeTrainer(vocab_size=3072, show_progress=False, special_tokens=["<|pad|>", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>"], initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet())))
-    return PreTrainedTokenizerFast(tokenizer_object=t, pad_token="<|pad|>", eos_token="<|end|>", chat_template=_CHAT)
+    return t.to_str()
+
+def _small_tokenizer() -> Any: # one of its own for every model, since trainers change theirs
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(_byte_pairs()), pad_token="<|pad|>", eos_token="<|end|>", chat_template=_CHAT)
 
 def last_checkpoint(folder: Path, # of a run
                    ) -> Path | None: # None where there is none
