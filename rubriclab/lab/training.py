@@ -110,7 +110,7 @@ def train_planted(folder: Path, # as for `train_recipes_into`
     "The runs of `PLANTED`, each from what the one before it left."
     runs: dict[str, TrainResult] = {}
     for name, (recipe, start, fields) in PLANTED.items():
-        base = {"base": str(runs[start].folder)} if start else {}
+        base = {"base": str(folder / start / "model")} if start else {} # as the recipes say it, so that runs of the command line are found
         runs[name] = train(recipe, folder / name, {**base, **fields, **(given or {})})
     return runs
 
