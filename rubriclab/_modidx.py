@@ -1893,6 +1893,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                  'rubriclab/lab/training.py'),
                                         'rubriclab.lab.training._ask': ('lab/training.html#_ask', 'rubriclab/lab/training.py'),
                                         'rubriclab.lab.training._drawn': ('lab/training.html#_drawn', 'rubriclab/lab/training.py'),
+                                        'rubriclab.lab.training._others': ('lab/training.html#_others', 'rubriclab/lab/training.py'),
                                         'rubriclab.lab.training._plain': ('lab/training.html#_plain', 'rubriclab/lab/training.py'),
                                         'rubriclab.lab.training._texts': ('lab/training.html#_texts', 'rubriclab/lab/training.py'),
                                         'rubriclab.lab.training.claims': ('lab/training.html#claims', 'rubriclab/lab/training.py'),

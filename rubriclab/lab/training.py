@@ -115,6 +115,9 @@ def train_planted(folder: Path, # as for `train_recipes_into`
     return runs
 
 # %% ../../nbs/lab/09_training.ipynb #33553008
+@lru_cache(maxsize=2)
+def _others(prompts: int, seed: int) -> tuple[PreferencePair, ...]: return tuple(verifiable_pairs(prompts, seed=seed)) # every part of a page picks from the same
+
 @lru_cache(maxsize=32)
 def _drawn(prompts: int, seed: int) -> frozenset[str]: return frozenset(prompt_key(p) for p in verifiable_pairs(prompts, seed=seed)) # by a recipe
 
@@ -129,7 +132,7 @@ def unseen_pairs(n: int, # prompts
     drawn = {(r.data.get("prompts", 600 if r.kind == "judge-head" else 200), r.data.get("seed", 1)) for r in (read_train_recipe(name, given) for name in names) if r.data.get("source", "verifiable") == "verifiable"}
     seen = frozenset().union(*(_drawn(*d) for d in drawn))
     fits = lambda p: prompt_key(p) not in seen and (longest is None or max(len(p.chosen), len(p.rejected)) <= longest) and (not kinds or broken_by(p).kind in kinds)
-    found = [p for p in verifiable_pairs((20 if kinds else 8) * n, seed=seed) if fits(p)]
+    found = [p for p in _others(20 * n, seed) if fits(p)]
     wanted = list(dict.fromkeys(map(prompt_of, found)))[:n]
     if len(wanted) < n: raise ValueError(f"{len(wanted)} unseen prompts of {n}; ask for fewer, or for more kinds")
     return [p for p in found if prompt_of(p) in set(wanted)]
