@@ -13,7 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
-from ..core.settings import settings
+from ..core.settings import read_yaml, settings
 from ..core.types import SCALES, Item, read_label
 from .items import Items, as_item
 from .records import Found, RecordError, Where, prompt_key, rows_at
@@ -151,8 +151,7 @@ def _tree(node: Mapping[str, Any], count: Iterator[int]) -> dict[str, Any]:
 
 def _title(config: Path, name: str) -> str:
     "The title of a paper; its short name where there is no config."
-    import yaml
-    return str(yaml.safe_load(config.read_text(encoding="utf-8"))["title"]) if config.is_file() else name
+    return str(read_yaml(config.read_text(encoding="utf-8"), str(config))["title"]) if config.is_file() else name
 
 def _paperbench(part: str, row: dict[str, Any], number: int, where: Where, beside: Beside) -> Records:
     file = Path(where.file)
