@@ -4,7 +4,8 @@
     python benchmarks/beside_autorubric.py --quick    one round of 8 answers
 
 Sides, in random order, the server's prefix cache emptied before each: both of its modes and both of ours with a written reason and label, ours by log-probabilities, and the requests
-of our mode with a written label a criterion sent by a bare client. What counts is criteria with a label: a small model's replies are often cut off or hold none, and whole answers would then all have failed. All of it greedy, with the same limit of tokens a criterion. Tokens are the server's own counters. Bars: ours written is quicker than its better mode and at
+of our mode with a written label a criterion sent by a bare client. What counts is criteria with a label: a small model's replies are often cut off or hold none. Beside it are answers with a score a second, and the mean of those scores in the
+first round: autorubric scores an answer by the criteria that it could read, we call the answer failed. All of it greedy, with the same limit of tokens a criterion. Tokens are the server's own counters. Bars: ours written is quicker than its better mode and at
 least .9 of bare; log-probabilities are at least 5 times its per-criterion mode.
 """
 import asyncio, json, math, os, random, re, statistics, subprocess, sys, time, urllib.request
@@ -37,7 +38,7 @@ def peer_main():
     start = time.perf_counter()
     reports = asyncio.run(grade())
     failed = [sum(any(v.is_error for v in c.votes) for c in r.report or ()) for r in reports]
-    print(json.dumps({"seconds": time.perf_counter() - start, "failed": failed}))
+    print(json.dumps({"seconds": time.perf_counter() - start, "failed": failed, "scores": [r.score for r in reports]}))
 
 
 def peer_python():
@@ -74,7 +75,7 @@ def ours(url, rows, **how):
     grades = grade(items, e, **{"max_tokens": limit, **how})
     took = time.perf_counter() - start
     e.close()
-    return {"seconds": took, "failed": [len(g.failures) for g in grades]}
+    return {"seconds": took, "failed": [len(g.failures) for g in grades], "scores": [g.score for g in grades]}
 
 
 def recorded(url, rows, **how): # the bodies of our requests
@@ -98,7 +99,7 @@ def bare(bodies): # sent by a client that does nothing else
             await asyncio.gather(*(one(u, b) for u, b in bodies))
     start = time.perf_counter()
     asyncio.run(all_of_them())
-    return {"seconds": time.perf_counter() - start, "failed": []}
+    return {"seconds": time.perf_counter() - start, "failed": [], "scores": []}
 
 
 def peer(url, rows, mode):
@@ -124,18 +125,28 @@ def main(quick):
                  "bare client, our requests": lambda: bare(bodies), "ours, log-probabilities": lambda: ours(url, rows)}
         found = {name: [] for name in sides}
         for _ in range(rounds):
-            for name in rng.sample(list(sides), len(sides)): found[name].append(measured(url, sides[name]))
+            for name in rng.sample(list(sides), len(sides)):
+                found[name].append(measured(url, sides[name]))
+                print(f"{name}: {found[name][-1]['seconds']:.1f} s, {sum(found[name][-1]['failed'])} without a label", file=sys.stderr, flush=True) # a round takes long
     report(found, len(rows), rounds)
+
+
+def scored(r): # mean score of the answers that have one, and how many do
+    scores = [x for x in r["scores"] if x is not None]
+    return statistics.fmean(scores) if scores else math.nan, len(scores)
+
+
+def said(mean, n): return f"{mean:.3f} (n={n})" if n else "none"
 
 
 def report(found, n, rounds):
     labeled = lambda r: n * len(CRITERIA) - sum(r["failed"])
     rate = lambda name: [labeled(r) / r["seconds"] for r in found[name]]
-    print(f"{n} answers, {len(CRITERIA)} criteria, {rounds} rounds; medians\n{'':<28} {'seconds':>8} {'labeled':>8} {'failed':>7} {'labeled a second':>17} {'tokens read':>12} {'written':>8}")
-    for name, rs in found.items():
-        m = {k: statistics.median(r[k] for r in rs) for k in ("seconds", "read", "written")}
-        graded = f"{statistics.median(map(labeled, rs)):>8g} {statistics.median(sum(r['failed']) for r in rs):>7g} {statistics.median(rate(name)):>17.2f}" if rs[0]["failed"] else f"{'':>34}"
-        print(f"{name:<28} {m['seconds']:>8.1f} {graded} {m['read']:>12,.0f} {m['written']:>8,.0f}")
+    middle = lambda name, of: statistics.median(map(of, found[name]))
+    print(f"{n} answers, {len(CRITERIA)} criteria, {rounds} rounds; medians\n{'':<28} {'seconds':>8} {'labeled':>8} {'failed':>7} {'labeled a second':>17} {'answers a second':>17} {'score':>14} {'tokens read':>12} {'written':>8}")
+    for name in found:
+        graded = f"{middle(name, labeled):>8g} {middle(name, lambda r: sum(r['failed'])):>7g} {statistics.median(rate(name)):>17.2f} {middle(name, lambda r: scored(r)[1] / r['seconds']):>17.3f} {said(*scored(found[name][0])):>14}" if found[name][0]["failed"] else f"{'':>67}"
+        print(f"{name:<28} {middle(name, lambda r: r['seconds']):>8.1f} {graded} {middle(name, lambda r: r['read']):>12,.0f} {middle(name, lambda r: r['written']):>8,.0f}")
     def ratio(ours, theirs):
         each = [a / b if b else math.inf for a, b in zip(ours, theirs)]
         return statistics.median(each), min(each), max(each)
