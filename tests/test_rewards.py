@@ -5,30 +5,87 @@ import pytest
 from rubriclab.core.types import Failure, Rubric
 from rubriclab.data.verifiable import verifiable_pairs
 from rubriclab.engines.fake import World, answers, other
-from rubriclab.training.rewards import (AgainstReference, AsyncReward, ByRubric, Checked, Distinct, Ensemble, Layout, LengthPenalty, LikeHuman, Mixed, Ranked, Reward, Saturated, Veto, VerifierTargets, WithinLength, best_of_n,
-                                        groups_of, rejection_sample, reply_text, spread)
+from rubriclab.training.rewards import (AgainstReference, AsyncReward, ByRewardModel, ByRubric, Checked, Distinct, Ensemble, Layout, LengthPenalty, LikeHuman, Longer, MakesRight, Mixed, PointLines, Ranked, Reward, Saturated, Veto,
+                                        VerifierTargets, WithinLength, best_of_n, groups_of, rejection_sample, reply_text, score_candidates, spread)
 
 WORLD = World(seed=5)
 FAKE = "fake:world?seed=5&p=1&think=0&sigma=0&order_bias=0&length_bias=0"
 PROMPTS = [WORLD.request(i) for i in range(8) for _ in range(2)]
 TEXTS = [WORLD.answer(i, 0, x) for i in range(8) for b in [WORLD.lengths(i, 0)[0]] for x in (b, other(b))]
 COLUMNS = {"rubric": [[{"text": c.text, "weight": c.weight} for c in WORLD.rubric(i).criteria] for i in range(8) for _ in range(2)], "reference": [t for i in range(0, 16, 2) for t in (TEXTS[i + 1], TEXTS[i])]}
-SCORERS = [ByRubric(FAKE), AgainstReference(FAKE), AgainstReference(FAKE, rubric=None), Ranked(ByRubric(FAKE)), Layout(r"Answer.*"), Distinct(), WithinLength(12), LikeHuman(unpointed=1.0),
-           Mixed([(ByRubric(FAKE), 0.7), (WithinLength(12), 0.3)]), Ensemble([ByRubric(FAKE), ByRubric(FAKE + "&reader=1")]), LengthPenalty(ByRubric(FAKE), 10, 0.01), Veto(ByRubric(FAKE), WithinLength(12), 0.5), Saturated(ByRubric(FAKE), 0.8)]
+COLUMNS |= {"constraints": [p.meta["constraints"] for p in verifiable_pairs(16, seed=3)[:16]], "answer": ["A", "B"] * 8, "rubric_label": ["helpful", "misleading", None, None] * 4, "request": PROMPTS, "better": TEXTS[::2] * 2, "worse": TEXTS[1::2] * 2}
+RUBRICS = [str(WORLD.rubric(i)) for i in range(8) for _ in range(2)]
+VERDICTS = [f"<analyze>Both were weighed.</analyze><rubric>helpful</rubric><answer>{x}</answer>" for x in "AABB" * 4]
+SCORERS = [(ByRubric(FAKE), TEXTS), (AgainstReference(FAKE), TEXTS), (AgainstReference(FAKE, rubric=None), TEXTS), (MakesRight(FAKE), RUBRICS), (Ranked(ByRubric(FAKE)), TEXTS), (VerifierTargets(), VERDICTS), (Checked(), TEXTS), (Layout(r"Answer.*"), TEXTS),
+           (PointLines(), RUBRICS), (Distinct(), TEXTS), (WithinLength(12), TEXTS), (Longer(12), TEXTS), (LikeHuman(unpointed=1.0), TEXTS), (Mixed([(ByRubric(FAKE), 0.7), (WithinLength(12), 0.3)]), TEXTS),
+           (Ensemble([ByRubric(FAKE), ByRubric(FAKE + "&reader=1")]), TEXTS), (LengthPenalty(ByRubric(FAKE), 10, 0.01), TEXTS), (Veto(ByRubric(FAKE), WithinLength(12), 0.5), TEXTS), (Saturated(ByRubric(FAKE), 0.8), TEXTS)]
 
 
-@pytest.mark.parametrize("scorer", SCORERS, ids=lambda s: type(s).__name__)
-def test_the_same_values_alone_in_trls_form_pickled_in_threads_and_in_a_running_loop(scorer):
-    alone = scorer(PROMPTS, TEXTS, COLUMNS)
+def the_same_everywhere(scorer, texts):
+    alone = scorer(PROMPTS, texts, COLUMNS)
     assert len(alone) == 16 and all(isinstance(v, float) for v in alone)
     reward = Reward(scorer, "it")
-    turns = [[{"role": "assistant", "content": t}] for t in TEXTS]
+    turns = [[{"role": "assistant", "content": t}] for t in texts]
     assert reward(prompts=PROMPTS, completions=turns, completion_ids=[[1]] * 16, trainer_state=None, log_extra=None, log_metric=lambda name, v: None, **COLUMNS) == alone
     again = pickle.loads(pickle.dumps(reward))
-    assert again.__name__ == "it" and again(PROMPTS, TEXTS, **COLUMNS) == alone
-    with ThreadPoolExecutor(4) as pool: assert all(v == alone for v in pool.map(lambda _: reward(PROMPTS, TEXTS, **COLUMNS), range(4)))
-    async def both(): return await asyncio.gather(*(AsyncReward(scorer, "it")(PROMPTS, TEXTS, **COLUMNS) for _ in range(2)))
-    assert asyncio.run(both()) == [alone, alone]
+    assert again.__name__ == "it" and again(PROMPTS, texts, **COLUMNS) == alone
+    with ThreadPoolExecutor(4) as pool: assert all(v == alone for v in pool.map(lambda _: reward(PROMPTS, texts, **COLUMNS), range(4)))
+    async def running(): return [reward(PROMPTS, texts, **COLUMNS), *await asyncio.gather(*(AsyncReward(scorer, "it")(PROMPTS, texts, **COLUMNS) for _ in range(2)))]
+    assert asyncio.run(running()) == [alone] * 3
+    if isinstance(scorer, Ranked): return # it looks at all completions of a prompt at once
+    paired = score_candidates(PROMPTS, [[t] for t in texts], scorer, COLUMNS)
+    assert [v for v, in paired] == alone and best_of_n(PROMPTS, [[t] for t in texts], scorer, COLUMNS) == [0] * 16
+
+
+@pytest.mark.parametrize("scorer, texts", SCORERS, ids=lambda x: type(x).__name__ if callable(x) else "")
+def test_the_same_values_alone_in_trls_form_pickled_in_threads_and_in_a_running_loop(scorer, texts): the_same_everywhere(scorer, texts)
+
+
+def test_the_same_values_of_a_reward_model(tmp_path):
+    pytest.importorskip("transformers", reason="needs the extra: pip install 'rubriclab[hf]'")
+    from transformers import AutoModelForSequenceClassification
+    from rubriclab.training.recipe import open_base
+    net, tokenizer = open_base("tiny")
+    net.save_pretrained(tmp_path); tokenizer.save_pretrained(tmp_path)
+    head = AutoModelForSequenceClassification.from_pretrained(tmp_path, num_labels=1)
+    head.config.pad_token_id = tokenizer.pad_token_id
+    head.save_pretrained(tmp_path)
+    the_same_everywhere(ByRewardModel(str(tmp_path), device="cpu"), TEXTS)
+
+
+def test_a_served_judge_pays_through_the_store(tmp_path):
+    web = pytest.importorskip("aiohttp.web", reason='the api engine needs pip install "rubriclab[api]"')
+    from rubriclab.core.store import Store
+    from rubriclab.engines.api import open_backend
+    from rubriclab.engines.engine import Engine
+    from rubriclab.engines.flow import as_they_come
+    asked = []
+    async def answer(request):
+        asked.append(text := str((await request.json())["messages"]))
+        if "deaf" in text: return web.json_response({"error": {"message": "no"}}, status=400)
+        return web.json_response({"choices": [{"message": {"content": f"It was read.\n\nLabel: {'yes' if 'Titan' in text else 'no'}"}, "finish_reason": "stop"}], "usage": {"prompt_tokens": 5, "completion_tokens": 2}})
+    async def serve(hand_out):
+        app = web.Application()
+        app.router.add_post("/v1/chat/completions", answer)
+        await (runner := web.AppRunner(app)).setup()
+        await (site := web.TCPSite(runner, "127.0.0.1", 0)).start()
+        hand_out(site._server.sockets[0].getsockname()[1])
+        await asyncio.Event().wait()
+    server = as_they_come(serve)
+    judge = Engine(open_backend(f"toy@http://127.0.0.1:{next(server)}"), Store(tmp_path / "store.sqlite"), progress=False)
+    reward = Reward(ByRubric(judge, expected=False, how={"readout": "generate"}))
+    pay = lambda: reward(["Name a moon."] * 3, ["Titan.", "Mars.", "deaf"], rubric=["1. Names a moon."] * 3)
+    assert pay() == [1.0, 0.0, None]
+    before = len(asked)
+    assert pay()[:2] == [1.0, 0.0] and not [x for x in asked[before:] if "deaf" not in x] # read once
+    judge.close(); server.close()
+
+
+def test_a_long_reply_that_was_cut_off_is_read_in_no_time():
+    "A pattern for all of it took minutes: it tried every way to cut the criteria apart."
+    cut = "\n".join(f"{n}. Names moon {n} and says how far away it is. [+{n % 9 + 1}]" for n in range(1, 200))
+    assert PointLines()([""] * 2, [cut, cut + "\n200. Names the"], {}) == [1.0, 0.0]
+    assert [round(v, 6) for v in VerifierTargets()(["p"], ["<analyze>" + "word " * 20_000], {"answer": ["A"], "rubric_label": [None]})] == [-0.7]
 
 
 def test_rubrics_and_references_tell_better_from_worse():

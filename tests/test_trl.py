@@ -8,7 +8,7 @@ from trl import GRPOConfig, GRPOTrainer
 from rubriclab.data.verifiable import verifiable_pairs
 from rubriclab.engines.fake import World
 from rubriclab.training.recipe import open_base
-from rubriclab.training.rewards import ByRubric, Checked, Mixed, Reward, WithinLength
+from rubriclab.training.rewards import AsyncReward, ByRubric, Checked, Mixed, Reward, WithinLength
 
 PAIRS = verifiable_pairs(6, seed=3)[::2]
 
@@ -30,10 +30,11 @@ def trained(tmp_path, rows, *rewards, **args):
     return [x for x in trainer.state.log_history if "reward" in x]
 
 
-def test_the_trainer_pays_what_the_scorer_says_alone(tmp_path):
+@pytest.mark.parametrize("form", [Reward, AsyncReward])
+def test_the_trainer_pays_what_the_scorer_says_alone(form, tmp_path):
     scorer = Recording(Mixed([(Checked(), 0.7), (WithinLength(4), 0.3)]))
     rows = [{"prompt": [{"role": "user", "content": p.prompt}], "constraints": [{"kind": c["kind"], "args": dict(c["args"])} for c in p.meta["constraints"]]} for p in PAIRS]
-    log = trained(tmp_path, rows, Reward(scorer, "paid"))
+    log = trained(tmp_path, rows, form(scorer, "paid"))
     assert len(scorer.seen) == 2 and len(log) == 2
     for (prompts, completions, columns, values), step in zip(scorer.seen, log):
         assert len(set(map(str, prompts))) == 1 and len(completions) == 4 and all(isinstance(c, str) for c in completions)

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['Values', 'Columns', 'Scorer', 'reply_text', 'request_of', 'column', 'counting', 'ByRubric', 'AgainstReference',
            'MakesRight', 'groups_of', 'Ranked', 'VerifierTargets', 'read_answer', 'ByRewardModel', 'Layout',
-           'LikeHuman', 'Distinct', 'WithinLength', 'Longer', 'Checked', 'Mixed', 'Ensemble', 'LengthPenalty', 'Veto',
-           'Saturated', 'spread', 'Reward', 'AsyncReward', 'score_candidates', 'best_of_n', 'rejection_sample']
+           'PointLines', 'LikeHuman', 'Distinct', 'WithinLength', 'Longer', 'Checked', 'Mixed', 'Ensemble',
+           'LengthPenalty', 'Veto', 'Saturated', 'spread', 'Reward', 'AsyncReward', 'score_candidates', 'best_of_n',
+           'rejection_sample']
 
 # %% ../../nbs/training/00_rewards.ipynb #5c1540e6
 import asyncio, json, math, re, warnings
@@ -163,9 +164,13 @@ class VerifierTargets:
 
     def __call__(self, prompts: Sequence[Any], completions: Sequence[str], columns: Columns) -> Values:
         sign, (a, b, f) = lambda ok: 1.0 if ok else -1.0, self.weights
-        whole = lambda c, label: well_formed(c) if label else re.fullmatch(r"\s*<analyze>(?:(?!</?analyze>|</?answer>).)*\S(?:(?!</?analyze>|</?answer>).)*</analyze>\s*<answer>\s*[AB]\s*</answer>\s*", c, re.S | re.I) is not None
+        whole = lambda c, label: well_formed(c) if label else _two_parts(c)
         rows = zip(completions, column(columns, self.answer, "a verifier's reward"), column(columns, self.label, "a verifier's reward"), strict=True)
         return [a * sign(read_answer(c) == gold) + (b * sign(read_label(c) == label) if label else 0.0) + f * sign(whole(c, label)) for c, gold, label in rows]
+
+def _two_parts(reply: str) -> bool: # an analysis that says something, and the answer; in time that grows with the reply's length, however it is cut off
+    m = re.fullmatch(r"\s*<analyze>(.*)</analyze>\s*<answer>\s*[AB]\s*</answer>\s*", reply, re.S | re.I)
+    return bool(m and m[1].strip() and not re.search(r"</?(?:analyze|answer)>", m[1], re.I))
 
 def read_answer(reply: str) -> str | None: # A or B; None where none can be read
     "The last answer tag of a reply, or a bare letter."
@@ -208,6 +213,13 @@ class Layout:
         return [float(re.fullmatch(self.pattern, c.strip(), re.S) is not None) for c in completions]
 
 @dataclass
+class PointLines:
+    "1 where every line is a numbered criterion with its points, such as `2. Names a moon. [+5]`, else 0: the layout of a rubric with points."
+    def __call__(self, prompts: Sequence[Any], completions: Sequence[str], columns: Columns) -> Values:
+        lines = [[x for x in c.splitlines() if x.strip()] for c in completions] # line by line: one pattern for all of a rubric takes exponential time on one that was cut off
+        return [float(bool(mine) and all(re.fullmatch(r"\s*\d+[.)]\s+\S.*\[[+-]\d+(?:\.\d+)?\]\s*", x) for x in mine)) for mine in lines]
+
+@dataclass
 class LikeHuman:
     "F1 of a written rubric with the human one of its row (RubricRAG's GRPO control [S1]); what is no rubric is 0."
     encoder: Any = None # for likeness by meaning; None is by words
@@ -238,7 +250,7 @@ class WithinLength:
 
 @dataclass
 class Longer:
-    "Words over `most`, up to 1: the flaw of a judge that takes length for quality, alone, to try guards on."
+    "Words over `most`, up to 1: the flaw of a judge that takes length for quality, to try guards on."
     most: int
 
     def __call__(self, prompts: Sequence[Any], completions: Sequence[str], columns: Columns) -> Values:
