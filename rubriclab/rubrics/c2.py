@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple
 from pydantic import Field
 from ..core.prompts import fill, template
 from ..core.types import Chat, Completion, Failure, Order, Pair, PreferencePair, Rubric, Table, Usage, Value, Verdict, as_text
+from ..data.records import prompt_key
 from ..engines.engine import Engine, engine
 from ..judges.margin import Orders, Task, read_margins, shown_orders, verdict_chat
 from .crg import preferred
@@ -367,22 +368,22 @@ def _made(c: Contrast) -> dict[str, Any]: return {"generator": c.generator, "jud
 def dpo_row(pair: Pair, # the pair
             c: Contrast, # its contrast
             how: Contrasting, # settings it was made with
-           ) -> dict[str, Any] | None: # `prompt`, `chosen`, `rejected` as lists of messages; None for a dropped pair
+           ) -> dict[str, Any] | None: # `prompt`, `chosen`, `rejected` as lists of messages, and `request`, the key of the pair's prompt; None for a dropped pair
     "A row for preference training of the generator."
     both = chosen_ones(c)
     if not both: return None
     said = {label: [{"role": "assistant", "content": x["text"]}] for label, x in both.items()}
     numbers = {label: {k: v for k, v in x.items() if k != "text"} for label, x in both.items()}
-    return {"id": pair.id, "prompt": _messages(candidate_chat(preferred(pair), how.seed)), "chosen": said["helpful"], "rejected": said["misleading"], "provenance": {**_made(c), **numbers}}
+    return {"id": pair.id, "request": prompt_key(pair), "prompt": _messages(candidate_chat(preferred(pair), how.seed)), "chosen": said["helpful"], "rejected": said["misleading"], "provenance": {**_made(c), **numbers}}
 
 def verifier_rows(pair: Pair, # the pair
                   c: Contrast, # its contrast
                   how: Contrasting, # settings it was made with
                  ) -> list[dict[str, Any]]: # without a rubric, and where the pair was kept with either one
-    "Rows for training the verifier: `prompt` as messages, `answer` A or B, `rubric_label` or null."
+    "Rows for training the verifier: `prompt` as messages, `answer` A or B, `rubric_label` or null, and `request`, the key of the pair's prompt."
     known = preferred(pair)
     if isinstance(known, Failure): return []
     order = shown_orders(known, "random", how.seed)[0]
     rows = [(None, None, "c2/direct", {})] + [(label, x["text"], "c2/verify", {**_made(c), **{k: v for k, v in x.items() if k != "text"}}) for label, x in chosen_ones(c).items()]
-    return [{"id": f"{pair.id}#{label or 'direct'}", "pair": pair.id, "prompt": _messages(verdict_chat(known, template(prompt), order, text)), "answer": "A" if order == "first" else "B",
+    return [{"id": f"{pair.id}#{label or 'direct'}", "pair": pair.id, "request": prompt_key(pair), "prompt": _messages(verdict_chat(known, template(prompt), order, text)), "answer": "A" if order == "first" else "B",
              "rubric_label": label, "provenance": numbers} for label, text, prompt, numbers in rows]

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['Row', 'Rows', 'ROWS', 'TextData', 'pairs_of', 'generator_rows', 'judge_rows', 'policy_rows', 'pair_rows',
-           'contrast_rows', 'verifier_grpo_rows', 'generator_grpo_rows', 'policy_grpo_rows', 'Split', 'split_rows']
+           'contrast_rows', 'verifier_grpo_rows', 'generator_grpo_rows', 'policy_grpo_rows', 'used_fields', 'Split',
+           'split_rows']
 
 # %% ../../nbs/training/05_rows.ipynb #d8213c35
 import hashlib, json, shutil
@@ -19,6 +20,7 @@ from ..core.settings import shipped
 from ..core.types import Chat, Item, Order, Pair, PreferencePair, Value
 from ..data.records import RecordError, as_pair, prompt_key, records_at, rows_at
 from ..data.rubric_records import rubric_records
+from ..data.rubric_sets import RUBRIC_SETS
 from ..data.sets import SETS, load
 from ..data.verifiable import verifiable_pairs
 from ..engines.fake import unit
@@ -30,7 +32,7 @@ from .contrasts import CheckedContrast, broken_by, checked_contrast
 
 # %% ../../nbs/training/05_rows.ipynb #fb6f9ebf
 class TextData(Value):
-    "Where rows come from, and which are kept for the evaluation. Fields that a kind does not use are left at their defaults."
+    "Where rows come from, and which are kept for the evaluation. A recipe that sets a field which its kind does not read is refused."
     source: str = "verifiable" # `verifiable`, `clusters` (the written set), a public set's name, or a file
     prompts: int = Field(200, ge=2) # of `verifiable`; of other sources at most so many records
     seed: int = 1
@@ -154,7 +156,12 @@ def contrast_rows(d: TextData) -> Rows:
     for row in _lines(d, "prompt", "give the dpo.jsonl that `rubriclab c2` writes"):
         for name in ("prompt", "chosen", "rejected"):
             if not isinstance(row.get(name), list): raise RecordError(row["where"], name, "is no list of messages", "give the dpo.jsonl that `rubriclab c2` writes")
-        yield row["prompt"][-1]["content"], {k: row[k] for k in ("prompt", "chosen", "rejected")}
+        yield _key(row), {k: row[k] for k in ("prompt", "chosen", "rejected")}
+
+def _key(row: Row) -> str:
+    "Of the prompt that was answered: the row's own prompt holds the answers too, and differs from pair to pair."
+    if not isinstance(row.get("request"), str): raise RecordError(row["where"], "request", "is missing, so that rows of one prompt cannot be kept together", "write the file again: rubriclab c2 IN OUT (it takes its answers from the store)")
+    return row["request"]
 
 def _contrasts(d: TextData) -> Iterator[tuple[PreferencePair, CheckedContrast]]:
     for p in _pairs(d):
@@ -165,9 +172,9 @@ def verifier_grpo_rows(d: TextData) -> Rows:
     if d.source == "verifiable":
         for key, prompt, letter, label, _ in _verifier_tasks(d): yield key, {"prompt": prompt, "answer": letter, "rubric_label": label}
         return
-    for n, row in enumerate(_lines(d, "prompt", "give the verifier.jsonl that `rubriclab c2` writes")):
+    for row in _lines(d, "prompt", "give the verifier.jsonl that `rubriclab c2` writes"):
         if not isinstance(row["prompt"], list) or row.get("answer") not in ("A", "B"): raise RecordError(row["where"], "answer", "is missing", "give the verifier.jsonl that `rubriclab c2` writes")
-        yield str(row.get("pair", n)), {"prompt": row["prompt"], "answer": row["answer"], "rubric_label": row.get("rubric_label")}
+        yield _key(row), {"prompt": row["prompt"], "answer": row["answer"], "rubric_label": row.get("rubric_label")}
 
 def _verifier_tasks(d: TextData) -> Iterator[tuple[str, list[dict[str, str]], str, str | None, str]]: # key, prompt, letter, label, what a program sees
     for p, c in _contrasts(d):
@@ -206,6 +213,18 @@ def _plain_rubric(i: Item | PreferencePair) -> list[dict[str, Any]]: return [{"t
 ROWS: dict[str, Callable[[TextData], Rows]] = {"generator-sft": generator_rows, "judge-sft": judge_rows, "reward-model": pair_rows, "policy-sft": policy_rows, "policy-dpo": pair_rows, "generator-dpo": contrast_rows,
                                                "verifier-grpo": verifier_grpo_rows, "generator-grpo": generator_grpo_rows, "policy-grpo": policy_grpo_rows}
 
+_OWN = {"generator-sft": "writes", "generator-grpo": "writes", "judge-sft": "target", "reward-model": "labels", "policy-dpo": "labels", "policy-sft": "answers"}
+
+def used_fields(kind: str, # in `ROWS`
+                d: TextData,
+               ) -> set[str]: # of `TextData`
+    "Fields that a kind reads with these settings; the others are nothing to it."
+    made = d.source == "verifiable"
+    pairs = {"generator-sft": d.writes == "rules" or d.writes == "contrasts" and made, "generator-grpo": d.writes != "points", "judge-sft": d.target != "trace", "policy-sft": True,
+             "reward-model": d.labels == "gold", "policy-dpo": d.labels == "gold"}.get(kind, made)
+    return {"source", "prompts", "seed", "held_out", "tokens", "unseen"} | ({_OWN[kind]} if kind in _OWN else set()) | ({"longest"} if pairs else set()) | ({"kinds"} if pairs and made else set())
+
+
 # %% ../../nbs/training/05_rows.ipynb #7f8d553d
 class Split(NamedTuple):
     "Rows to train on, rows to test on (`datasets.Dataset`), and what was left out."
@@ -242,8 +261,9 @@ class _Writer:
 
 # %% ../../nbs/training/05_rows.ipynb #5472dc17
 def _unseen(d: TextData) -> dict[str, str]: # key of a prompt to where it stands
-    "Prompts of evaluation sets."
-    return {prompt_key(p): name for name in d.unseen for p in pairs_of(name)}
+    "Prompts of evaluation sets: of pairs, or with rubrics."
+    records = lambda name: rubric_records(name) if name in RUBRIC_SETS else pairs_of(name)
+    return {prompt_key(r): name for name in d.unseen for r in records(name)}
 
 def split_rows(found: Rows, # with the keys of their prompts
                d: TextData, # settings
