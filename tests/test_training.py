@@ -1,6 +1,7 @@
 """Training: every field is known, what is prepared is what is trained on, and a run that broke goes on as if it had not."""
-import json, os, shutil, signal, subprocess, sys, time
+import copy, json, os, random, shutil, signal, subprocess, sys, time
 from pathlib import Path
+import numpy as np
 import pytest
 from conftest import command
 
@@ -15,7 +16,7 @@ from rubriclab.training.labels import labeled_items, prepare_labels
 from rubriclab.training.recipe import TrainRecipe, last_checkpoint, open_base, read_train_recipe, train_recipes, typed_fields
 from rubriclab.training.run import plan_training, train
 from rubriclab.training.rows import ROWS, TextData, split_rows
-from rubriclab.training.text import PaidBy, check_mask, reward_of
+from rubriclab.training.text import PaidBy, check_mask, paid_by, reward_of, text_data
 
 SMOKE = "judge-head-smoke"
 
@@ -33,7 +34,7 @@ def weights(folder): return {k: v for k, v in torch.load(folder / "optimizer.pt"
 def test_packaged_recipes_are_whole(name):
     r = read_train_recipe(name)
     if r.kind == "judge-head": typed_fields(HeadData, r.data, "data"), typed_fields(HeadEvaluation, r.evaluation, "evaluation")
-    else: typed_fields(TextData, r.data, "data"), typed_fields(PaidBy, r.reward, "reward")
+    else: paid_by(r, text_data(r))
     assert name.startswith(r.kind)
 
 
@@ -62,6 +63,18 @@ def test_recipes_for_gpus_are_planned_where_nothing_is_at_hand(name, monkeypatch
     ({"args.max_steps": "[1"}, "field args.max_steps, line 1: no YAML here")])
 def test_no_field_is_ignored(given, says):
     with pytest.raises(ValueError, match="(?s)" + says.replace("(", r"\(")): plan_training(read_train_recipe(SMOKE, given))
+
+
+@pytest.mark.parametrize("name, given, says", [
+    ("judge-head-smoke", {"reward.by": "checker"}, "reward: judge-head pays for nothing"), ("policy-sft-smoke", {"evaluation.items": 9}, "evaluation: policy-sft is tested on"), ("policy-sft-smoke", {"data.labels": "judge"}, "field labels: policy-sft"),
+    ("policy-sft-smoke", {"data.writes": "rules"}, "field writes: policy-sft"), ("reward-model-smoke", {"data.answers": "both"}, "field answers: reward-model"), ("policy-dpo-smoke", {"data.target": "trace"}, "field target: policy-dpo"),
+    ("generator-sft-smoke", {"data.longest": 100}, "field longest: generator-sft with this source"), ("policy-dpo-smoke", {"data.source": "judged.jsonl", "data.kinds": ["bold"]}, "field kinds: policy-dpo with this source"),
+    ("generator-dpo-smoke", {"reward.by": "checker"}, "pays for nothing"), ("policy-grpo-smoke", {"reward.judge": "smollm2"}, "field judge: a reward by checker"), ("policy-grpo-smoke", {"reward.per_word": 0.1}, "field per_word: a reward by checker"),
+    ("verifier-grpo-smoke", {"reward.words": 9}, "field words: a reward by targets"), ("generator-grpo-smoke", {"reward.expected": False}, "field expected: a reward by likeness"),
+    ("generator-sft-smoke", {"lora": {"r": "four"}}, "lora, field r: "), ("generator-sft-smoke", {"lora": {"task_type": "CAUSAL_LM"}}, "lora has no field 'task_type'")])
+def test_no_field_of_another_kind_is_ignored(name, given, says):
+    pytest.importorskip("trl", reason="needs the extra: pip install 'rubriclab[train]'")
+    with pytest.raises(ValueError, match=says): plan_training(read_train_recipe(name, given))
 
 
 def test_training_sees_nothing_of_the_evaluation():
@@ -156,6 +169,16 @@ def test_a_plan_counts(tmp_path):
     assert "no figures for GPU 'abacus'" in command("train", SMOKE, "--plan", "--gpu", "abacus").stderr
 
 
+def test_a_plan_for_gpus_needs_none(tmp_path):
+    pytest.importorskip("trl", reason="needs the extra: pip install 'rubriclab[train]'")
+    net, tokenizer = open_base("scratch")
+    net.save_pretrained(tmp_path / "base"); tokenizer.save_pretrained(tmp_path / "base")
+    given = {"base": str(tmp_path / "base"), "gpus": 8, "args.use_cpu": False, "args.bf16": True, "args.use_vllm": True, "args.vllm_mode": "colocate", "args.num_generations": 8, "args.per_device_train_batch_size": 1, "args.per_device_eval_batch_size": 1, "args.num_iterations": 2, "args.max_steps": -1, "data.prompts": 40, "data.tokens": 256}
+    p = plan_training(read_train_recipe("policy-grpo-smoke", given), "h100") # a whole group is one completion on each of eight
+    assert not p.guessed and p.weights == sum(x.numel() for x in net.parameters()) and p.steps == p.examples * 2
+    with pytest.raises(ValueError, match="do not fit the 1024 places"): plan_training(read_train_recipe("policy-grpo-smoke", {**given, "data.tokens": 1024}), "h100")
+
+
 def test_the_command_trains_and_says_what_it_was_worth(tmp_path):
     done = command("train", SMOKE, "--out", tmp_path / "run", "-p", "args.max_steps", "4")
     assert done.returncode == 0 and "before" in done.stdout and "longer is better" in done.stdout and "4 steps" in done.stdout, done.stderr
@@ -184,6 +207,104 @@ def test_a_text_run_that_broke_goes_on_as_if_it_had_not(kind, tmp_path, monkeypa
     again = train(f"{kind}-smoke", tmp_path / "broken")
     assert again.steps == 4 and again.after["held out"]["loss"] == pytest.approx(whole.after["held out"]["loss"], abs=1e-3) and again.before == whole.before
     assert again.curve[-1]["loss"] == pytest.approx(whole.curve[-1]["loss"], abs=1e-3)
+
+
+def watched(monkeypatch):
+    "What a run holds when each of its steps begins, by step."
+    from transformers import Trainer, TrainerCallback
+    seen, plain = {}, Trainer.train
+    class Watch(TrainerCallback):
+        def on_step_begin(self, args, state, control, model=None, optimizer=None, lr_scheduler=None, **kwargs):
+            seen[state.global_step] = {"weights": {k: v.clone() for k, v in model.state_dict().items()}, "optimizer": copy.deepcopy(optimizer.state_dict()), "schedule": dict(lr_scheduler.state_dict()),
+                                       "random": (torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[1].tolist(), np.random.get_state()[2])}
+    def train_watched(self, *args, **kwargs):
+        self.add_callback(Watch())
+        return plain(self, *args, **kwargs)
+    monkeypatch.setattr(Trainer, "train", train_watched)
+    return seen
+
+
+@pytest.mark.parametrize("kind", ["judge-head", "generator-sft", "reward-model", "policy-dpo", "policy-grpo"])
+def test_what_goes_on_is_what_was_kept(kind, tmp_path, monkeypatch):
+    pytest.importorskip("trl", reason="needs the extra: pip install 'rubriclab[train]'")
+    from safetensors.torch import load_file
+    seen = watched(monkeypatch)
+    done = train(f"{kind}-smoke", tmp_path)
+    whole, kept = dict(seen), sorted(tmp_path.glob("checkpoint-*"), key=lambda p: int(p.name.rpartition("-")[2]))
+    shutil.rmtree(tmp_path / "model"); (tmp_path / "result.json").unlink()
+    for later in kept[1:]: shutil.rmtree(later)
+    weights, optimizer, schedule = load_file(kept[0] / "model.safetensors"), *(torch.load(kept[0] / f, weights_only=True) for f in ("optimizer.pt", "scheduler.pt"))
+    seen.clear()
+    assert train(f"{kind}-smoke", tmp_path).steps == done.steps and min(seen) == int(kept[0].name.rpartition("-")[2]) < done.steps
+    mine = seen[min(seen)]
+    assert weights and all(torch.equal(mine["weights"][k], v) for k, v in weights.items())
+    assert mine["optimizer"]["state"].keys() == optimizer["state"].keys() and len(optimizer["state"]) > 3
+    assert all(torch.equal(mine["optimizer"]["state"][k][m], x[m]) for k, x in optimizer["state"].items() for m in ("exp_avg", "exp_avg_sq", "step"))
+    assert [g["lr"] for g in mine["optimizer"]["param_groups"]] == [g["lr"] for g in optimizer["param_groups"]] and all(mine["schedule"][k] == schedule[k] for k in ("last_epoch", "_last_lr", "base_lrs"))
+    assert mine["random"] == whole[min(seen)]["random"] # at the same step of the run that was not broken
+
+
+@pytest.mark.parametrize("kind, given", [("reward-model", {}), ("policy-sft", {"lora": {"r": 4, "target_modules": "all-linear"}})])
+def test_new_weights_follow_the_seed(kind, given, tmp_path, monkeypatch):
+    pytest.importorskip("trl", reason="needs the extra: pip install 'rubriclab[train]'")
+    seen = watched(monkeypatch)
+    def start(n, seed):
+        torch.manual_seed(n) # what went before in this process is nothing to a run
+        seen.clear()
+        train(f"{kind}-smoke", tmp_path / str(n), {"seed": seed, "args.max_steps": 1, **given})
+        return {k: v for k, v in seen[0]["weights"].items() if k.endswith("score.weight") or "lora_A" in k}
+    first, again, other = start(1, 0), start(2, 0), start(3, 5)
+    assert first and all(torch.equal(first[k], again[k]) and not torch.equal(first[k], other[k]) for k in first)
+
+
+def test_nothing_is_evaluated_outside_of_training_before_it(tmp_path, monkeypatch):
+    pytest.importorskip("trl", reason="needs the extra: pip install 'rubriclab[train]'")
+    from transformers import Trainer
+    when, plain = [], Trainer.evaluate
+    def evaluate(self, *args, **kwargs):
+        when.append((self.is_in_train, self.state.global_step))
+        return plain(self, *args, **kwargs)
+    monkeypatch.setattr(Trainer, "evaluate", evaluate)
+    done = train("policy-dpo-smoke", tmp_path)
+    assert when == [(True, 0), (False, 4)] and done.before["held out"]["loss"] == pytest.approx(0.6931, abs=1e-3) and all(c["step"] for c in done.curve) # DeepSpeed below ZeRO-3 refuses it
+
+
+def test_rows_of_one_prompt_stay_together_also_in_files_of_c2(tmp_path):
+    from rubriclab.data.records import write_rows
+    from rubriclab.lab.batch import c2_file
+    from rubriclab.lab.c2 import planted_c2
+    world, planted = planted_c2(0.5, 4, 2.0)
+    pairs = world.pairs(40, per_prompt=2)
+    write_rows(tmp_path / "pairs.jsonl", pairs)
+    c2_file(tmp_path / "pairs.jsonl", tmp_path / "c2", planted, planted)
+    keys = {prompt_key(p) for p in pairs}
+    _, tokenizer = open_base("tiny")
+    for kind, name in (("generator-dpo", "dpo.jsonl"), ("verifier-grpo", "verifier.jsonl")):
+        d = TextData(source=str(tmp_path / "c2" / name), prompts=500, held_out=0.4, tokens=4000)
+        found = [k for k, _ in ROWS[kind](d)]
+        assert set(found) <= keys and len(set(found)) < len(found)
+        with pytest.raises(ValueError, match="in .*pairs.jsonl"): split_rows(ROWS[kind](d), d.replace(unseen=(str(tmp_path / "pairs.jsonl"),)), tokenizer, tmp_path / kind) # all of them are known there
+    old = [{k: v for k, v in json.loads(x).items() if k != "request"} for x in open(tmp_path / "c2" / "dpo.jsonl")]
+    write_rows(tmp_path / "old.jsonl", old)
+    with pytest.raises(ValueError, match="line 1, field 'request'"): list(ROWS["generator-dpo"](TextData(source=str(tmp_path / "old.jsonl"))))
+
+
+def test_prompts_of_sets_with_rubrics_can_be_kept_out(tmp_path, monkeypatch):
+    from rubriclab.training import rows
+    sample = list(rows.rubric_records(str(rows.shipped("data/clusters") / "records.jsonl")))[:5]
+    monkeypatch.setattr(rows, "rubric_records", lambda name: iter(sample))
+    assert rows._unseen(TextData(unseen=("healthbench",))) == {prompt_key(i): "healthbench" for i in sample}
+
+
+@pytest.mark.parametrize("kind, given", [("policy-grpo", {"reward.by": "rubric", "reward.held_out": "checker"}), ("generator-grpo", {"data.source": "verifiable", "data.writes": "rules", "reward.by": "use"})])
+def test_a_judge_pays_in_the_trainer(kind, given, tmp_path):
+    pytest.importorskip("trl", reason="needs the extra: pip install 'rubriclab[train]'")
+    net, tokenizer = open_base("tiny")
+    net.save_pretrained(tmp_path / "judge"); tokenizer.save_pretrained(tmp_path / "judge")
+    done = train(f"{kind}-smoke", tmp_path / "run", {**given, "reward.judge": f"hf:{tmp_path / 'judge'}?dtype=float32", "data.prompts": 12, "data.held_out": 0.3})
+    steps = [c for c in done.curve if "reward" in c]
+    assert len(steps) == 2 and all(c["abstained"] == 0 and 0 <= c["reward"] <= 1 for c in steps) and 0 <= done.after["held out"]["reward"] <= 1
+    if kind == "policy-grpo": assert all(c["judge_tokens"] > 0 and 0 <= c["held_out"] <= 1 for c in steps)
 
 
 def test_contrasts_train_a_generator(tmp_path):
@@ -241,9 +362,8 @@ def test_a_policy_is_paid_and_goes_on(kind, tmp_path):
     done = train(f"{kind}-smoke", tmp_path / "run")
     assert done.steps == 2 and -1 <= done.after["held out"]["reward"] <= 10 and done.after["held out"]["n"] > 1
     shutil.rmtree(tmp_path / "run" / "model"); shutil.rmtree(tmp_path / "run" / "checkpoint-2"); (tmp_path / "run" / "result.json").unlink()
-    first = torch.load(tmp_path / "run" / "checkpoint-1" / "optimizer.pt", weights_only=True)["state"]
     again = train(f"{kind}-smoke", tmp_path / "run")
-    assert again.steps == 2 and again.before == done.before and first # its buffer is written anew: the state goes on, the loss need not be the same
+    assert again.steps == 2 and again.before == done.before # its buffer is written anew: the state goes on, the loss need not be the same
     p = plan_training(read_train_recipe(f"{kind}-smoke"))
     assert p.steps == 2 and p.tokens > 2 * 2 * 8
     assert {"reward", "spread", "words", "abstained", "judge_tokens"} <= set(done.curve[0])
@@ -304,7 +424,7 @@ def test_prompts_of_evaluation_sets_are_not_trained_on(tmp_path):
 def test_what_would_fail_later_is_refused_now():
     pytest.importorskip("trl", reason="needs the extra: pip install 'rubriclab[train]'")
     for name, given, says in (("generator-sft-smoke", {"data.tokens": 4096}, "do not fit the 2048 places"), ("policy-grpo-smoke", {"data.tokens": 2040, "args.max_completion_length": 64}, "max_completion_length=64 do not fit"),
-                              ("policy-grpo-smoke", {"args.num_generations": 3}, "num_generations|divisible"), ("reward-model-smoke", {"reward.by": "length"}, "pays for nothing"), ("generator-sft-smoke", {"data.source": "verifiable"}, "writes: rules"),
+                              ("policy-grpo-smoke", {"args.num_generations": 3}, "num_generations|divisible"), ("policy-grpo-smoke", {"args.per_device_eval_batch_size": 3}, "3 on 1 GPU are no whole groups of num_generations=2"), ("reward-model-smoke", {"reward.by": "length"}, "pays for nothing"), ("generator-sft-smoke", {"data.source": "verifiable"}, "writes: rules"),
                               ("policy-grpo-smoke", {"data.source": "clusters", "reward.by": "checker"}, "needs the column .constraints"), ("generator-grpo-smoke", {"reward.by": "use"}, "does not fit data with writes")):
         with pytest.raises(ValueError, match=says): plan_training(read_train_recipe(name, given))
 

