@@ -409,10 +409,12 @@ def train(recipe: str, parameters: tuple[tuple[str, str], ...], out: Path | None
     "Train by RECIPE, a packaged one such as judge-head-laptop, or a YAML file. A run that was stopped goes on."
     from rubriclab.training.recipe import read_train_recipe
     from rubriclab.training.run import plan_training, train
-    if planned: return click.echo(str(plan_training(read_train_recipe(recipe, dict(parameters)), gpu)))
+    whole = read_train_recipe(recipe, dict(parameters))
+    if planned: return click.echo(str(plan_training(whole, gpu)))
     done = train(recipe, out, dict(parameters))
     for name in done.after: click.echo(_worth(name, done.before[name], done.after[name]))
-    click.echo(f"{done.steps} steps in {done.minutes:.1f} minutes; as an engine: {done.engine}")
+    used = f"as a scorer: rubriclab.training.rewards.ByRewardModel({str(done.folder)!r})" if whole.kind == "reward-model" else f"as an engine: {done.engine}" # a scalar generates nothing
+    click.echo(f"{done.steps} steps in {done.minutes:.1f} minutes; {used}")
 
 def _worth(name: str, before: dict[str, Any], after: dict[str, Any]) -> str:
     number = lambda d, k: f"{d[k]:.3f}" + (f" [{d['low']:.3f}, {d['high']:.3f}]" if k == "auroc" and "low" in d else "") if d.get(k) is not None else "none"
