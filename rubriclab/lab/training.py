@@ -49,7 +49,7 @@ def _plain(x: float | None) -> str: return "none" if x is None else f"{x:.3f}"
 
 # %% ../../nbs/lab/09_training.ipynb #7947b252
 def plot_curves(runs: Mapping[str, TrainResult], title: str) -> "Figure":
-    "The training loss of every run by step, each in a panel of its own; what GRPO runs pay instead of their loss."
+    "The training loss of every run by step, each in a panel of its own, and the held-out loss where it was taken (dashed); what GRPO runs pay instead of their loss."
     import matplotlib.pyplot as plt
     import seaborn as sns
     sns.set_theme(style="whitegrid", context="notebook", palette="gray")
@@ -57,8 +57,9 @@ def plot_curves(runs: Mapping[str, TrainResult], title: str) -> "Figure":
     fig, axes = plt.subplots(-(-len(runs) // wide), wide, figsize=(3.2 * wide, 2.5 * -(-len(runs) // wide)), squeeze=False)
     for ax, (name, r) in zip(axes.flat, runs.items()):
         what = "reward" if any("reward" in c for c in r.curve) else "loss"
-        known = [(c["step"], c[what]) for c in r.curve if what in c]
-        ax.plot([s for s, _ in known], [v for _, v in known], color="black", lw=1.5)
+        for key, line in ((what, "-"), (f"held-out {what}", "--")):
+            known = [(c["step"], c[key]) for c in r.curve if key in c]
+            ax.plot([s for s, _ in known], [v for _, v in known], color="black", lw=1.5, ls=line, marker="o" if line == "--" else None, ms=3)
         ax.set_title(name, fontsize=10, loc="left")
         ax.set_xlabel("step", fontsize=9)
         ax.set_ylabel("mean reward" if what == "reward" else "loss (nats)", fontsize=9)
@@ -86,12 +87,12 @@ def plot_gap(runs: Mapping[str, TrainResult], paid: str, watched: str, title: st
     return _close(fig)
 
 # %% ../../nbs/lab/09_training.ipynb #96f35a87
-_LENGTH = {"reward.by": "length", "reward.words": 40, "reward.held_out": "checker"} # a judge that takes length for quality
+_BIASED = {"reward.by": "biased", "reward.words": 40, "reward.held_out": "checker"} # a judge that takes length for quality
 PLANTED: dict[str, tuple[str, str | None, dict[str, Any]]] = { # folder to recipe, the run that it starts from, and fields
     "policy-sft-scratch": ("policy-sft-scratch", None, {}),
     "policy-grpo-scratch": ("policy-grpo-scratch", "policy-sft-scratch", {"reward.held_out": "checker"}),
-    "policy-grpo-length": ("policy-grpo-scratch", "policy-sft-scratch", _LENGTH),
-    "policy-grpo-guarded": ("policy-grpo-scratch", "policy-sft-scratch", {**_LENGTH, "reward.free_words": 24, "reward.per_word": 0.05}),
+    "policy-grpo-biased": ("policy-grpo-scratch", "policy-sft-scratch", _BIASED),
+    "policy-grpo-guarded": ("policy-grpo-scratch", "policy-sft-scratch", {**_BIASED, "reward.free_words": 24, "reward.per_word": 0.05}),
     "generator-sft-scratch": ("generator-sft-scratch", None, {}),
     "generator-dpo-scratch": ("generator-dpo-scratch", "generator-sft-scratch", {}),
     "judge-sft-scratch": ("judge-sft-scratch", None, {}),
