@@ -3,7 +3,7 @@ import asyncio, json, math, shutil, ssl, subprocess, threading, time
 import pytest
 web = pytest.importorskip("aiohttp.web", reason='the api engine needs pip install "rubriclab[api]"')
 from rubriclab.core.store import Store
-from rubriclab.core.types import Chat, Completion
+from rubriclab.core.types import Chat, Completion, Unusable
 from rubriclab.engines import api, flow
 from rubriclab.engines.api import open_backend
 from rubriclab.engines.flow import Gate, as_they_come
@@ -12,8 +12,8 @@ from rubriclab.engines.engine import Engine, Request
 SECRET = "sk-never-to-be-seen-4711"
 
 
-def said(text="Titan.", finish="stop", **more):
-    return web.json_response({"choices": [{"message": {"content": text}, "finish_reason": finish, **more}], "usage": {"prompt_tokens": 5, "completion_tokens": 2}})
+def said(text="Titan.", finish="stop", prompt=5, **more):
+    return web.json_response({"choices": [{"message": {"content": text}, "finish_reason": finish, **more}], "usage": {"prompt_tokens": prompt, "completion_tokens": 2}})
 
 
 def error(status, message, **headers): return web.json_response({"error": {"message": message}}, status=status, headers=headers)
@@ -37,6 +37,18 @@ class Server:
         finally: self.now -= 1
 
     async def act(self, what, n, body, request):
+        if what == "Say yes." and self.tired: return error(429, "slow down")
+        if what == "Say yes." and self.goes_on: return said(prompt=5 + (len(body["messages"]) > 1)) # a probe: what is begun for it is read
+        if what == "old names": return error(400, "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead.") if "max_tokens" in body else said("new")
+        if what == "cold": return error(400, "Unsupported value: 'temperature' does not support 0.0 with this model. Only the default (1) value is supported.")
+        if what == "busy": return error(429, "slow down")
+        if what == "aborted": return said("Tit", "abort")
+        if what == "deep": return web.Response(text='{"choices":' + "[" * 200_000)
+        if what == "steep": return said(logprobs={"content": [{"top_logprobs": [{"token": " A", "logprob": 1e4}]}]})
+        if what == "silent": return said()
+        if what == "blind": return said('Well: {"label": "yes"}, I think') # leaves response_format out without a word
+        if what == "nothing": return web.json_response({"choices": [{"message": {"content": None}, "finish_reason": "stop"}]})
+        if what == "day off": return said() if n > 1 else error(429, "tomorrow", **{"Retry-After": "86400"})
         if what == "busy twice": return said() if n > 2 else error(429, "slow down", **{"Retry-After": "0.3"})
         if what == "broken once": return said() if n > 1 else error(500, "oops")
         if what == "broken": return error(503, "down for repair")
@@ -79,8 +91,10 @@ class Server:
             await asyncio.sleep(wait)
         return r
 
-    models, room, refused = (), 1, 0
-    async def list(self, request): return web.json_response({"data": [{"id": m, "owned_by": "vllm"} for m in self.models]}) if self.models else web.Response(status=404)
+    models, room, refused, goes_on, listing, tired = (), 1, 0, True, None, False
+    async def list(self, request):
+        if self.listing is not None: return self.listing()
+        return web.json_response({"data": [{"id": m, "owned_by": "vllm"} for m in self.models]}) if self.models else web.Response(status=404)
 
     async def serve(self, hand_out, context=None):
         app = web.Application()
@@ -113,7 +127,7 @@ def ask(server, *texts, store=None, **options):
 @pytest.mark.parametrize("what, reason, tries", [
     ("broken", "server_error", 3), ("drop", "server_error", 3), ("cut", "server_error", 3), ("garbage", "server_error", 3), ("empty", "server_error", 3),
     ("list", "server_error", 3), ("no message", "server_error", 3), ("huge", "server_error", 3), ("full", "too_long", 1), ("wrong", "bad_request", 1), ("filtered", "refusal", 1),
-    ("moved", "bad_request", 1), ("busy twice", None, 3), ("broken once", None, 2)])
+    ("moved", "bad_request", 1), ("busy twice", None, 3), ("broken once", None, 2), ("aborted", "server_error", 1), ("deep", "server_error", 3), ("nothing", None, 1), ("old names", None, 2)])
 def test_every_fault_is_a_value(server, what, reason, tries):
     before, r, after = ask(server, "one", what, "two")
     assert (before.text, after.text) == ("eno", "owt")
@@ -244,7 +258,7 @@ def test_a_budget_is_kept(server, tmp_path):
         assert most - 40 <= 7 * len(paid) == e.backend.spent()["tokens"] <= most and {r.reason for r in found if r not in paid} == {"budget"}
     assert e.backend.spent()["dollars"] == pytest.approx(0.007 * len(paid))
     assert e.tally.work.dollars == pytest.approx(0.007 * len(paid))
-    assert found[-1].transient # never stored: a later run goes on
+    assert next(r for r in found if r not in paid).transient # never stored: a later run goes on
     for bad, why in ((dict(dollars="1"), "needs prices"), (dict(prices=str(tmp_path / "prices.yaml"), tokens="0"), "tokens"), (dict(prices=str(tmp_path / "none.yaml")), "name a YAML file")):
         with pytest.raises(ValueError, match=why): open_backend(server.url, **bad)
     with pytest.raises(ValueError, match="has no 'boy'; it has toy"): open_backend(server.url.replace("toy@", "boy@"), prices=str(tmp_path / "prices.yaml"))
@@ -302,3 +316,86 @@ def test_the_doctor_says_what_a_server_can_do(server, tmp_path):
     assert len(list((tmp_path / "servers").iterdir())) == 1
     gone = command("doctor", "--engine", "api:toy@http://127.0.0.1:1?tries=1", RUBRICLAB_CACHE_DIR=str(tmp_path))
     assert gone.returncode == 2 and "does not answer" in gone.stderr
+
+
+def test_a_server_that_is_always_busy_ends_as_a_value(server):
+    before, r, after = ask(server, "one", "busy", "two")
+    assert (before.text, after.text, r.reason) == ("eno", "owt", "server_error") and r.detail.startswith("429: slow down") and server.asked["busy"] >= 3
+
+
+def test_a_day_of_waiting_is_not_waited_for(server):
+    start = time.time()
+    found = ask(server, "day off", *(f"slow #{n}" for n in range(3)), deadline="1.0")
+    assert found[0].reason == "budget" and "deadline" in found[0].detail and time.time() - start < 3
+
+
+def test_log_probabilities_that_are_missing_or_none_are_values(server):
+    e = Engine(open_backend(server.url, tries="1"))
+    silent, steep, fine = e.score([Chat.user(t) for t in ("silent", "steep", "letters")], [" A", " B"])
+    assert silent.reason == "unsupported" and "no log-probabilities" in silent.detail and steep.reason == "server_error" and fine.exact
+
+
+def test_a_beginning_that_the_server_drops_without_a_word_is_a_failure(server):
+    server.goes_on = False
+    e = Engine(open_backend(server.url))
+    (plain,), (begun,) = e.generate([Chat.user("one"), Chat.user("one", prefill="The moon is")])
+    assert plain.text == "eno" and begun.reason == "unsupported" and "forced beginning" in begun.detail
+    assert e.score([Chat.user("letters", prefill="Winner:")], [" A", " B"])[0].reason == "unsupported" and e.score([Chat.user("letters")], [" A", " B"])[0].exact
+
+
+def test_a_schema_that_is_left_out_without_a_word_is_looked_for_too(server):
+    (r,), = Engine(open_backend(server.url)).generate([Chat.user("blind")], schema={"type": "object", "required": ["label"]})
+    assert r.text == '{"label": "yes"}'
+
+
+def test_models_that_want_other_words(server):
+    assert [r.text for r in ask(server, "old names", "old names #2", "one")] == ["new", "new", "eno"] and "max_tokens" not in server.bodies[-1]
+    with pytest.raises(Unusable, match="ask with temperature=1"): ask(server, "cold")
+
+
+def test_what_was_held_back_is_given_back_when_one_leaves(server):
+    backend = open_backend(server.url, tokens="1000000")
+    running = backend.complete([Request(chat=Chat.user(t)) for t in ("go", *(f"hang #{n}" for n in range(150)))]) # more than are let through
+    assert next(running)[0] == 0
+    running.close()
+    assert backend.running.purse.held == {} and backend.running.gate.now == 0
+    assert next(backend.complete([Request(chat=Chat.user("two"))]))[1].text == "owt"
+
+
+def test_a_handshake_that_breaks_later_does_not_stop_the_run(server):
+    import aiohttp
+    from types import SimpleNamespace
+    backend = open_backend(server.url)
+    e = aiohttp.ClientConnectorSSLError(SimpleNamespace(host="toy", port=1, ssl=True), OSError(1, "EOF"))
+    with pytest.raises(Unusable, match="cannot be trusted"): backend.broken(e)
+    list(backend.complete([Request(chat=Chat.user("one"))]))
+    assert backend.broken(e).reason == "server_error"
+
+
+@pytest.mark.parametrize("listing, text", [(lambda: error(403, "not for you"), "eno"), (lambda: web.Response(text="<html>hello</html>"), "eno"), (lambda: error(503, "loading"), None)])
+def test_a_list_of_models_need_not_be_shown(server, listing, text):
+    server.listing = listing
+    r, = ask(server, "one", tries="1")
+    assert r.text == text if text else (r.reason == "server_error" and not server.bodies)
+
+
+def test_what_a_busy_server_did_not_show_is_tried_again(server, tmp_path, monkeypatch):
+    monkeypatch.setenv("RUBRICLAB_CACHE_DIR", str(tmp_path))
+    e = Engine(open_backend(server.url, tries="1"), store=None)
+    server.tired = True
+    assert e.score([Chat.user("letters", prefill="Winner:")], [" A", " B"])[0].reason == "unsupported" and not (tmp_path / "servers").exists()
+    server.tired = False
+    assert e.score([Chat.user("letters", prefill="Winner:")], [" A", " B"])[0].exact and len(list((tmp_path / "servers").iterdir())) == 1
+
+
+def test_errors_at_the_start_are_one_line_of_the_command_too(server, tmp_path):
+    from conftest import command
+    from rubriclab.data.records import write_rows
+    from rubriclab.engines.fake import World
+    write_rows(tmp_path / "pairs.jsonl", World(seed=4).pairs(3, per_prompt=1))
+    server.listing = lambda: web.json_response({"data": [{"id": "other", "owned_by": "vllm"}]})
+    done = command("judge", tmp_path / "pairs.jsonl", tmp_path / "out.jsonl", "-e", f"api:{server.url}", RUBRICLAB_CACHE_DIR=str(tmp_path))
+    assert done.returncode == 2 and done.stderr.startswith("rubriclab: ") and "serves other, not 'toy'" in done.stderr and "Traceback" not in done.stderr
+    server.listing = lambda: web.json_response({"data": [{"id": "toy", "owned_by": "me"}, {"id": "moon"}]})
+    done = command("doctor", "--engine", f"api:{server.url}", RUBRICLAB_CACHE_DIR=str(tmp_path))
+    assert done.returncode == 0 and "toy, moon" in done.stdout and "gone on from" in done.stdout, done.stderr

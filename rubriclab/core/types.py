@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['Meta', 'Reason', 'TRANSIENT', 'KINDS', 'UNTAGGED', 'SCALES', 'AnyScale', 'Role', 'Prompt', 'Pair', 'Order',
-           'TOLERANCE', 'Value', 'Frozen', 'cell', 'markdown_table', 'Usage', 'Failure', 'Scale', 'read_label', 'tiers',
-           'Example', 'Criterion', 'Rubric', 'Message', 'as_text', 'Chat', 'Completion', 'Scores', 'PreferencePair',
-           'AnswerPair', 'Ranking', 'Verdict', 'Judgment', 'Item', 'Label', 'Grade', 'Table']
+           'TOLERANCE', 'Value', 'Frozen', 'cell', 'markdown_table', 'Usage', 'Failure', 'Unusable', 'Scale',
+           'read_label', 'tiers', 'Example', 'Criterion', 'Rubric', 'Message', 'as_text', 'Chat', 'Completion',
+           'Scores', 'PreferencePair', 'AnswerPair', 'Ranking', 'Verdict', 'Judgment', 'Item', 'Label', 'Grade',
+           'Table']
 
 # %% ../../nbs/core/00_types.ipynb #db5d3a5c
 import json, re
@@ -86,6 +87,9 @@ class Failure(Value):
     @property
     def transient(self) -> bool: return self.reason in TRANSIENT
     def _repr_markdown_(self) -> str: return f"**no result: {self.reason}** {cell(self.detail)}"
+
+class Unusable(RuntimeError):
+    "What would fail every request alike, such as a refused key or an unknown model: it stops a run at its start."
 
 # %% ../../nbs/core/00_types.ipynb #7b24af3e
 KINDS = {"hard_rule": "Hard Rule", "principle": "Principle", "helpfulness": "Helpfulness", "completeness": "Completeness",

@@ -15,7 +15,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 from pydantic import JsonValue
-from ..core.types import Chat, Completion, Failure, Scores, Usage, Value
+from ..core.types import Chat, Completion, Failure, Scores, Unusable, Usage, Value
 from .engine import FeatureRequest, Request, ScoreRequest, Work
 from .flow import Budget, Gate, Price, Purse, Tries, as_they_come, background, pause, price_in, retry_after
 from .hf import render, rows_of
@@ -84,6 +84,7 @@ def read_completion(reply: Mapping[str, Any], # a chat completion
     message, finish = choice["message"], choice.get("finish_reason")
     if message.get("refusal") or finish == "content_filter":
         return Failure(reason="refusal", detail=message.get("refusal") or "the server's content filter", usage=usage)
+    if finish in ("abort", "error"): return Failure(reason="server_error", detail=f"the server ended with {finish}", usage=usage)
     return Completion(text=message["content"] or "", finish="length" if finish == "length" else "stop", usage=usage)
 
 # %% ../../nbs/engines/05_api.ipynb #fbe1452e
@@ -99,6 +100,7 @@ def recovered(text: str, # a reply
     return text
 
 # %% ../../nbs/engines/05_api.ipynb #01dda7b9
+_OWN_TEMPERATURE = re.compile(r"temperature.{0,40}(not support|unsupported)|unsupported.{0,40}temperature", re.I)
 FULL = re.compile(r"context[ _]?(length|window|size)|longer than the maximum|(prompt|input) is too long", re.I)
 
 def message_of(text: str) -> str: # one line
@@ -113,10 +115,11 @@ def failure_of(status: int, # of HTTP
                text: str, # what the server says
                body: Mapping[str, Any], # what it was asked
               ) -> Failure:
-    "A status that is not 200, as a value; RuntimeError where it would be the same for every request."
+    "A status that is not 200, as a value; `Unusable` where it would be the same for every request."
     said = f"{status}: {message_of(text)}"
-    if status == 401: raise RuntimeError(f"the server refuses the key ({said}); set the environment variable that key_env names")
-    if status == 404 and "messages" in body: raise RuntimeError(f"the server has no such model or address ({said})")
+    if status == 401: raise Unusable(f"the server refuses the key ({said}); set the environment variable that key_env names")
+    if status == 404 and "messages" in body: raise Unusable(f"the server has no such model or address ({said})")
+    if status == 400 and _OWN_TEMPERATURE.search(said): raise Unusable(f"the model samples at a temperature of its own alone ({said}); ask with temperature=1")
     if status in (408, 504): return Failure(reason="timeout", detail=said)
     if status in (402, 403, 409, 425, 429) or status >= 500 and status != 501: return Failure(reason="server_error", detail=said)
     if status in (405, 501): return Failure(reason="unsupported", detail=said)
@@ -156,7 +159,9 @@ class ApiBackend:
         self.identity: dict[str, JsonValue] = {"engine": "api", "model": model, "endpoint": base, "template": "server"}
         self.listed: dict[str, Any] | None = None # its entry in the server's list of models; None: not asked yet
         self.served: Served | None = None # what the server can do; None: not tried yet
-        self.plain, self.known, self.running = False, {}, None # whether it refused a schema; tokens of choices; `Live`
+        self.names: tuple[str, ...] = () # of the models that it serves
+        self.plain, self.renamed, self.reached, self.unsure = False, False, False, False # it refused a schema; it says max_completion_tokens; it has answered; it was busy when it was looked at
+        self.known, self.running = {}, None # tokens of choices; `Live`
 
     @property
     def vllm(self) -> bool: return (self.listed or {}).get("owned_by") == "vllm"
@@ -168,8 +173,7 @@ class ApiBackend:
 def _live(self: ApiBackend) -> Live: # on the loop in the background
     import aiohttp
     if self.running is None or self.running.pid != os.getpid():
-        limits = aiohttp.ClientTimeout(total=self.limits.timeout, sock_connect=min(self.limits.connect, self.limits.timeout))
-        http = aiohttp.ClientSession(timeout=limits, connector=aiohttp.TCPConnector(limit=0))
+        http = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
         atexit.register(self.close)
         self.running = Live(os.getpid(), http, Gate(self.limits.concurrency), Purse(self.limits.budget, self.limits.price), asyncio.Lock())
     return self.running
@@ -214,16 +218,23 @@ def _redact(self: ApiBackend, text: str) -> str:
     key = os.environ.get(self.key_env)
     return text.replace(key, "***") if key else text
 
-def _broken(self: ApiBackend, e: Exception) -> Failure:
-    "A connection that failed, as a value; RuntimeError where it would fail for every request."
+def _patience(self: ApiBackend, method: str) -> Any: # an `aiohttp.ClientTimeout`: what is asked without a body is answered at once, and nothing is waited for beyond the deadline
     import aiohttp
-    if isinstance(e, asyncio.TimeoutError): return Failure(reason="timeout", detail=f"no answer within {self.limits.timeout:g} s")
+    total = min(self.limits.timeout, self.live().purse.left(), *([60.0] if method == "GET" else []))
+    return aiohttp.ClientTimeout(total=total, sock_connect=min(self.limits.connect, total))
+
+def _broken(self: ApiBackend, e: Exception) -> Failure:
+    "A connection that failed, as a value; `Unusable` where it would fail for every request."
+    import aiohttp
+    if isinstance(e, aiohttp.ConnectionTimeoutError): return Failure(reason="timeout", detail=f"no connection within {self.limits.connect:g} s")
+    if isinstance(e, asyncio.TimeoutError): return self.live().purse.late() or Failure(reason="timeout", detail=f"no answer within {self.limits.timeout:g} s")
     said = self.redact(f"{type(e).__name__}: {e}")
-    if isinstance(e, (aiohttp.ClientConnectorCertificateError, aiohttp.ClientConnectorSSLError)):
-        raise RuntimeError(f"{self.base} cannot be trusted ({said}); if its certificate is your own, name it by the environment variable SSL_CERT_FILE") from None
+    never = isinstance(e, aiohttp.ClientConnectorSSLError) and not self.reached # a handshake that breaks under load is no reason to stop
+    if isinstance(e, aiohttp.ClientConnectorCertificateError) or never:
+        raise Unusable(f"{self.base} cannot be trusted ({said}); if its certificate is your own, name it by the environment variable SSL_CERT_FILE") from None
     return Failure(reason="server_error", detail=said)
 
-ApiBackend.redact, ApiBackend.broken = _redact, _broken
+ApiBackend.redact, ApiBackend.patience, ApiBackend.broken = _redact, _patience, _broken
 
 # %% ../../nbs/engines/05_api.ipynb #77149120
 async def _once(self: ApiBackend, call: Call, method: str, url: str, body: Mapping[str, Any], read: Callable[[Any], Any]) -> Said:
@@ -231,9 +242,11 @@ async def _once(self: ApiBackend, call: Call, method: str, url: str, body: Mappi
     import aiohttp
     key, text = os.environ.get(self.key_env), b""
     headers = {"Authorization": f"Bearer {key}"} if key else None
+    if self.renamed and "messages" in body and "max_tokens" in body: body = {("max_completion_tokens" if k == "max_tokens" else k): v for k, v in body.items()}
     try:
-        async with self.live().http.request(method, url, json=body or None, headers=headers, allow_redirects=False) as r:
+        async with self.live().http.request(method, url, json=body or None, headers=headers, allow_redirects=False, timeout=self.patience(method)) as r:
             text = await _text(r)
+            self.reached = True
             if r.status == 200:
                 call.work += work_of(reply := json.loads(text), self.limits.price) # also of a reply that makes no sense
                 found = read(reply)
@@ -241,7 +254,7 @@ async def _once(self: ApiBackend, call: Call, method: str, url: str, body: Mappi
             failure = failure_of(r.status, self.redact(text.decode(errors="replace")), body)
             return Said(failure, False if r.status == 429 or r.status >= 500 else None, r.headers.get("Retry-After"), Usage(), final=not failure.transient or r.status in (402, 403))
     except (asyncio.TimeoutError, aiohttp.ClientError, OSError) as e: return Said(self.broken(e), False)
-    except (KeyError, IndexError, TypeError, AttributeError, ValueError) as e:
+    except (KeyError, IndexError, TypeError, AttributeError, ValueError, RecursionError, OverflowError) as e: # the last two: nested too deep, a log-probability too large
         said = self.redact(text.decode(errors="replace"))[:120] or str(e)
         return Said(Failure(reason="server_error", detail=f"a reply that makes no sense ({type(e).__name__}): {said}"))
 
@@ -257,24 +270,35 @@ async def _ask(self: ApiBackend, call: Call, method: str, url: str, # whom
     tries, counted = Tries(self.limits.tries, live.gate), "max_tokens" in body
     while True:
         if counted and (poor := await live.purse.take(me, _most_tokens(body), body["max_tokens"])): return poor
-        said, ticket = Said(None), await live.gate.enter()
-        try: said = await self.once(call, method, url, body, read)
+        renamed, said = self.renamed, Said(None, usage=Usage()) # nothing is spent before it is sent
+        try: said = await self.let_through(call, method, url, body, read)
         finally:
-            live.gate.leave(ticket, said.kept_up, retry_after(said.asked) if said.kept_up is False else 0.0)
             if counted: live.purse.settle(me, said.usage, said.cached)
         if not isinstance(said.found, Failure) or said.kept_up: return said.found
+        if counted and not renamed and said.found.reason == "bad_request" and "max_completion_tokens" in said.found.detail: self.renamed = True; continue
         tries.failed(busy=said.asked is not None or said.found.detail.startswith("429"))
         if said.final or not tries.left: break
-        await asyncio.sleep(pause(tries.count, said.asked))
+        await asyncio.sleep(min(pause(tries.count, said.asked), max(live.purse.left(), 0.0)))
     more = f" ({tries.count} tries)" if tries.count > 1 else ""
     return said.found.replace(detail=f"{said.found.detail}{more}", usage=Usage(calls=1))
 
-def _most_tokens(body: Mapping[str, Any]) -> int: # of a prompt, by a token for three characters
-    prompt = body.get("prompt")
-    if isinstance(prompt, list): return len(prompt)
-    return (len(prompt) if prompt is not None else sum(len(m["content"]) + 24 for m in body["messages"])) // 3 + 8
+async def _let_through(self: ApiBackend, call: Call, method: str, url: str, body: Mapping[str, Any], read: Callable[[Any], Any]) -> Said:
+    "One try, when its turn has come."
+    live, said = self.live(), Said(None)
+    try:
+        async with asyncio.timeout(left if (left := live.purse.left()) < math.inf else None): ticket = await live.gate.enter()
+    except TimeoutError: return Said(live.purse.late(), usage=Usage(), final=True)
+    try:
+        said = await self.once(call, method, url, body, read)
+        return said
+    finally: live.gate.leave(ticket, said.kept_up, retry_after(said.asked) if said.kept_up is False else 0.0)
 
-ApiBackend.ask = _ask
+def _most_tokens(body: Mapping[str, Any]) -> int: # of a prompt, by a token for two bytes
+    prompt, size = body.get("prompt"), lambda text: len(text.encode("utf-8", "surrogatepass"))
+    if isinstance(prompt, list): return len(prompt)
+    return (size(prompt) if prompt is not None else sum(size(m["content"]) + 24 for m in body["messages"])) // 2 + 8
+
+ApiBackend.ask, ApiBackend.let_through = _ask, _let_through
 
 # %% ../../nbs/engines/05_api.ipynb #bb4e3236
 async def _meet(self: ApiBackend, call: Call) -> Failure | None:
@@ -283,39 +307,42 @@ async def _meet(self: ApiBackend, call: Call) -> Failure | None:
         if self.listed is not None: return None
         found = await self.ask(call, "GET", f"{self.base}/models", {}, models_of)
         if isinstance(found, Failure):
-            if found.transient: return found
-            found = {} # a server without a list of models
+            if found.transient and (not self.reached or re.match("(408|429|5..):", found.detail)): return found
+            found = {} # a server without a list of models, or that shows it to nobody
+        self.names = tuple(found)
         if any(m.get("owned_by") == "vllm" for m in found.values()) and self.model not in found:
-            raise RuntimeError(f"{self.base} serves {', '.join(found)}, not {self.model!r}; write api:{next(iter(found))}@{self.base}")
+            raise Unusable(f"{self.base} serves {', '.join(found)}, not {self.model!r}; write api:{next(iter(found))}@{self.base}")
         self.listed = found.get(self.model, {})
         return None
 
-async def _look(self: ApiBackend, call: Call) -> Served:
-    "What the server can do: remembered, or tried."
+async def _look(self: ApiBackend, call: Call, anew: bool = False) -> Served:
+    "What the server can do: remembered, or tried. What a busy server did not answer is tried again by the next call."
     async with self.live().asking:
-        if self.served is None and (found := recall(self.base, self.model, self.listed)): self.served = found
-        if self.served is None:
-            url = lambda path: self.root + path.removeprefix("/..") if path.startswith("/..") else self.base + path
+        if self.served is None and not anew: self.served = recall(self.base, self.model, self.listed)
+        if self.served is None or self.unsure or anew:
+            self.unsure, url = False, lambda path: self.root + path.removeprefix("/..") if path.startswith("/..") else self.base + path
             async def one(method: str, path: str, body: Mapping[str, Any]) -> Any:
-                try: return await self.ask(call, method, url(path), body, lambda r: r)
-                except RuntimeError as e: return Failure(reason="unsupported", detail=str(e))
+                try: found = await self.ask(call, method, url(path), body, lambda r: r)
+                except Unusable as e: return Failure(reason="unsupported", detail=str(e))
+                self.unsure |= isinstance(found, Failure) and (found.reason == "budget" or found.transient)
+                return found
             self.served = await look(one, self.model, self.listed)
-            keep(self.served, self.base, self.model, self.listed)
-        return self.served
+            if not self.unsure: keep(self.served, self.base, self.model, self.listed)
+        return self.served.replace(models=self.names)
 
 ApiBackend.meet, ApiBackend.look = _meet, _look
 
 # %% ../../nbs/engines/05_api.ipynb #4b22f5ab
 def _run(self: ApiBackend, requests: Sequence[Any], # what to ask
          one: Callable[[Call, Any], Awaitable[Any]], # and how
-         tried: bool = False, # whether it matters what the server can do
+         tried: bool = False, # whether it matters what a server can do; vLLM's is known
         ) -> Iterator[tuple[int, Any]]: # returns the `Work`
     "(position, result) of every request as it finishes."
     call = Call()
     async def work(hand_out: Callable[[Any], None]) -> None:
         todo = iter(sorted(range(len(requests)), key=lambda i: requests[i].chat.text)) # neighbors begin alike
         down = await self.meet(call)
-        if tried and down is None: await self.look(call)
+        if tried and down is None and not self.vllm: await self.look(call)
         async def worker() -> None:
             for i in todo: hand_out((i, down or await one(call, requests[i])))
         async with asyncio.TaskGroup() as group:
@@ -323,22 +350,26 @@ def _run(self: ApiBackend, requests: Sequence[Any], # what to ask
     if requests: yield from as_they_come(work)
     return call.work
 
+def _drops(self: ApiBackend, chat: Chat) -> Failure | None:
+    "Why a chat whose reply has a forced beginning cannot be asked: what comes back would be the beginning of another turn."
+    if not chat.prefill or self.vllm or self.served.prefill: return None
+    return Failure(reason="unsupported", detail="the server does not go on from a forced beginning of the reply; use a vLLM server, or a vllm: or hf: engine")
+
 async def _reply(self: ApiBackend, call: Call, r: Request) -> Completion | Failure:
     "A completion; JSON is looked for in the text where the server cannot hold a reply to a schema."
+    if (failure := self.drops(r.chat)) is not None: return failure
     send = lambda r: self.ask(call, "POST", f"{self.base}/chat/completions", chat_body(self.model, r, self.vllm), read_completion)
     if r.response_schema is None: return await send(r)
-    if not self.plain:
-        found = await send(r)
-        if not (isinstance(found, Failure) and found.reason in ("bad_request", "unsupported") and re.search("response_format|schema|guided|structured", found.detail)): return found
-        self.plain = True
-    found = await send(r.replace(response_schema=None))
-    return found if isinstance(found, Failure) else found.replace(text=recovered(found.text, r.response_schema))
+    found = None if self.plain else await send(r)
+    if self.plain or isinstance(found, Failure) and found.reason in ("bad_request", "unsupported") and re.search("response_format|schema|guided|structured", found.detail):
+        self.plain, found = True, await send(r.replace(response_schema=None))
+    return found if isinstance(found, Failure) else found.replace(text=recovered(found.text, r.response_schema)) # also where the server left the schema out without a word
 
 def complete(self: ApiBackend, requests: Sequence[Request]) -> Iterator[tuple[int, Completion | Failure]]: # returns the `Work`
     "Completions as they finish."
-    return self.run(requests, self.reply)
+    return self.run(requests, self.reply, tried=any(r.chat.prefill for r in requests))
 
-ApiBackend.run, ApiBackend.reply, ApiBackend.complete = _run, _reply, complete
+ApiBackend.run, ApiBackend.drops, ApiBackend.reply, ApiBackend.complete = _run, _drops, _reply, complete
 
 # %% ../../nbs/engines/05_api.ipynb #22a72bf2
 def check_choices(requests: Sequence[ScoreRequest]) -> None:
@@ -439,7 +470,7 @@ async def _letters(self: ApiBackend, call: Call, request: ScoreRequest) -> Score
     if (known := self.known.get(_key(request))) is None: return None
     body = {"model": self.model, **chat_part(request.chat), "max_tokens": 1, "temperature": 0, "logprobs": True, "logprob_token_ids": list(known.ids), "return_tokens_as_token_ids": True, "return_token_ids": True}
     def values(reply: Any) -> Scores | Failure | None:
-        if tuple(reply["prompt_token_ids"][-TAIL:]) != known.tail: return None
+        if tuple((reply.get("prompt_token_ids") or ())[-TAIL:]) != known.tail: return None # another end, or a server that does not show it
         found = {t["token"]: float(t["logprob"]) for t in reply["choices"][0]["logprobs"]["content"][0]["top_logprobs"]}
         return _scores([found[f"token_id:{i}"] for i in known.ids], "as served", True, usage_of(reply))
     return await self.ask(call, "POST", f"{self.base}/chat/completions", body, values)
@@ -483,10 +514,10 @@ async def _echoed(self: ApiBackend, call: Call, request: ScoreRequest) -> Scores
     sums, usage = [], Usage()
     for c in request.choices:
         body = {"model": self.model, "prompt": prompt + c, "max_tokens": 1, "temperature": 0, "logprobs": 1, "echo": True}
-        def value(reply: Any) -> tuple[float, Usage]:
+        def value(reply: Any) -> tuple[float, Usage] | Failure:
             said = reply["choices"][0]["logprobs"]
             inside = [x for at, x in zip(said["text_offset"], said["token_logprobs"]) if len(prompt) <= at < len(prompt) + len(c)]
-            if len(prompt) not in said["text_offset"]: raise ValueError("no token begins where the choice does")
+            if len(prompt) not in said["text_offset"]: return Failure(reason="unsupported", detail=f"no token of the server begins where the choice {c!r} does; use a vLLM server, or a vllm: or hf: engine", usage=usage_of(reply))
             return sum(map(float, inside)), usage_of(reply)
         found = await self.ask(call, "POST", f"{self.base}/completions", body, value)
         if isinstance(found, Failure): return found
@@ -496,6 +527,7 @@ async def _echoed(self: ApiBackend, call: Call, request: ScoreRequest) -> Scores
 
 async def _visible(self: ApiBackend, call: Call, request: ScoreRequest) -> Scores | Failure:
     "Scores from the likeliest first tokens of a reply."
+    if (failure := self.drops(request.chat)) is not None: return failure
     body = {"model": self.model, **chat_part(request.chat), "max_tokens": 1, "temperature": 1, "logprobs": True, "top_logprobs": self.served.top or 20}
     def values(reply: Any) -> Scores | Failure:
         shown = (reply["choices"][0].get("logprobs") or {}).get("content") or [{"top_logprobs": []}]
@@ -521,7 +553,7 @@ def logprobs(self: ApiBackend, requests: Sequence[ScoreRequest], # choices disti
     def one(call: Call, r: ScoreRequest) -> Awaitable[Scores | Failure]:
         how = self.exact if self.vllm or self.served.token_ids else self.echoed if self.served.echo and self.tokenizer is not None else self.visible
         return how(call, r)
-    return self.run(requests, one, tried=not self.vllm)
+    return self.run(requests, one, tried=True)
 
 def hidden(self: ApiBackend, requests: Sequence[FeatureRequest]) -> Iterator[tuple[int, Failure]]:
     "A server shows no hidden states."
@@ -529,8 +561,8 @@ def hidden(self: ApiBackend, requests: Sequence[FeatureRequest]) -> Iterator[tup
     return ((i, f) for i, _ in enumerate(requests))
 
 def served(self: ApiBackend) -> Served | Failure:
-    "What the server can do, tried now or before."
-    async def work(hand_out: Callable[[Any], None]) -> None: hand_out(await self.meet(call := Call()) or await self.look(call))
+    "What the server can do, tried now."
+    async def work(hand_out: Callable[[Any], None]) -> None: hand_out(await self.meet(call := Call()) or await self.look(call, anew=True))
     found, = as_they_come(work)
     return found
 
@@ -542,20 +574,21 @@ def _above_zero(name: str, text: str, kind: type = int) -> Any:
         if 0 < (n := kind(text)) < 1e12: return n
     raise ValueError(f"{name}={text!r}: use a number above 0")
 
-def _limits(model: str, concurrency: str, timeout: str, tries: str, tokens: str | None, dollars: str | None, deadline: str | None, prices: str | None) -> Limits:
+def _limits(model: str, concurrency: str, timeout: str, connect: str, tries: str, tokens: str | None, dollars: str | None, deadline: str | None, prices: str | None) -> Limits:
     if dollars and not prices: raise ValueError("dollars needs prices: a YAML file with a line such as `MODEL: {input: 0.25, output: 2.0}`, dollars for a million tokens")
     some = {"tokens": tokens and _above_zero("tokens", tokens), "dollars": dollars and _above_zero("dollars", dollars, float), "seconds": deadline and _above_zero("deadline", deadline, float)}
-    return Limits(concurrency=_above_zero("concurrency", concurrency), timeout=_above_zero("timeout", timeout, float), tries=_above_zero("tries", tries), budget=Budget(**some), price=price_in(prices, model) if prices else None)
+    return Limits(concurrency=_above_zero("concurrency", concurrency), timeout=_above_zero("timeout", timeout, float), connect=_above_zero("connect", connect, float), tries=_above_zero("tries", tries), budget=Budget(**some), price=price_in(prices, model) if prices else None)
 
 # %% ../../nbs/engines/05_api.ipynb #1a472e14
 def open_backend(target: str, # MODEL@URL
                  *, key_env: str = "OPENAI_API_KEY", # the environment variable that holds the key, if there is one
                  concurrency: str = "256", # requests at once, at most: how many the server takes is found from 64 up
-                 timeout: str = "600", # seconds a try
+                 timeout: str = "600", # seconds a try, from the first byte sent to the last one read
+                 connect: str = "10", # seconds until a connection stands
                  tries: str = "4", # of a request that can be tried again
                  tokens: str | None = None, # budget of the process
                  dollars: str | None = None, # budget of the process; needs `prices`
-                 deadline: str | None = None, # seconds from the first request on
+                 deadline: str | None = None, # seconds from the first request on; what is under way then is cut off. Closing the engine begins anew
                  prices: str | None = None, # a YAML file: model to dollars for a million tokens
                  tokenizer: str | None = None, # the model's own, a folder or a name on the hub: for servers that give back the log-probabilities of a text
                 ) -> ApiBackend:
@@ -565,7 +598,7 @@ def open_backend(target: str, # MODEL@URL
     if not re.fullmatch(r"[A-Z][A-Z0-9_]*", key_env):
         raise ValueError("key_env names an environment variable, in capitals; the key itself stays in the environment")
     model, base = parse_target(target)
-    return ApiBackend(model, base, key_env, _limits(model, concurrency, timeout, tries, tokens, dollars, deadline, prices), tokenizer and _tokenizer(tokenizer))
+    return ApiBackend(model, base, key_env, _limits(model, concurrency, timeout, connect, tries, tokens, dollars, deadline, prices), tokenizer and _tokenizer(tokenizer))
 
 def _tokenizer(name: str) -> Any:
     from transformers import AutoTokenizer

@@ -19,7 +19,9 @@ class _Group(click.Group):
     "Turns errors with a fix in them into one line on standard error and exit code 2."
     def invoke(self, ctx: click.Context) -> Any:
         try: return super().invoke(ctx)
-        except (ValueError, FileNotFoundError, ImportError) as e:
+        except (ValueError, FileNotFoundError, ImportError, RuntimeError) as e:
+            from rubriclab.core.types import Unusable # here, so that `--help` stays quick
+            if isinstance(e, RuntimeError) and not isinstance(e, Unusable): raise
             click.echo(f"rubriclab: {' '.join(str(e).split())}", err=True)
             sys.exit(2)
 
