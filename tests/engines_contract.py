@@ -141,6 +141,8 @@ def check_schema(case, _):
     r, = case.one([Chat.user("Name a moon in JSON.")], max_tokens=60, temperature=1.0, schema=MOON)
     if case.schema: assert json.loads(r.text)["moon"] in ("Titan", "Io")
     else: assert isinstance(r, Failure) and r.reason == "unsupported"
+    r, = case.one([Chat.user("Is the sky blue?")], max_tokens=60, temperature=1.0, choices=["surely so", "never"])
+    assert r.text in ("surely so", "never") if case.schema else r.reason == "unsupported"
 
 
 def check_features(case, _):

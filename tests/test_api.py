@@ -346,6 +346,9 @@ def test_a_beginning_that_the_server_drops_without_a_word_is_a_failure(server):
 def test_a_schema_that_is_left_out_without_a_word_is_looked_for_too(server):
     (r,), = Engine(open_backend(server.url)).generate([Chat.user("blind")], schema={"type": "object", "required": ["label"]})
     assert r.text == '{"label": "yes"}'
+    e = Engine(open_backend(server.url))
+    assert e.generate([Chat.user("blind")], choices=["yes", "no"])[0][0].text == "yes" and server.bodies[-1]["response_format"]["json_schema"]["schema"]["properties"]["choice"]["enum"] == ["yes", "no"]
+    with pytest.raises(ValueError, match="not both"): e.generate([Chat.user("blind")], schema={}, choices=["yes"])
 
 
 def test_models_that_want_other_words(server):

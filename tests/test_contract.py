@@ -85,12 +85,14 @@ def test_vllm_goes_on_after_an_interrupt(offline): assert offline["go_on"] is No
 
 
 ADAPTED = """
-import sys
+import json, sys
 from rubriclab.core.types import Chat
 from rubriclab.engines.engine import engine
 if __name__ == "__main__":
-    found = engine(sys.argv[1], store=False).score([Chat.user("Is it short?", prefill="Answer:"), Chat.user("One more")], [" yes", " no"])
-    print([s.logprobs for s in found])
+    engines = [engine(spec, store=False) for spec in sys.argv[1:]]
+    found = [[x for s in e.score([Chat.user("Is it short?", prefill="Answer:"), Chat.user("One more")], [" yes", " no"]) for x in s.logprobs] for e in engines]
+    print(json.dumps(found + [len({id(e.backend.llm()) for e in engines}) if sys.argv[1].startswith("vllm") else 0]))
+    for e in engines: e.close()
 """
 
 
@@ -99,15 +101,18 @@ def test_trained_adapters_are_engines_of_vllm_too(python, bundled, tmp_path):
     import torch
     from peft import LoraConfig, get_peft_model
     from rubriclab.training.recipe import open_base
-    torch.manual_seed(0)
-    get_peft_model(open_base("smollm2")[0], LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=16, target_modules="all-linear", init_lora_weights=False)).save_pretrained(tmp_path / "adapter")
-    def read(python, spec):
-        done = subprocess.run([python, "-c", ADAPTED, spec], capture_output=True, text=True, timeout=600)
+    for n, r in ((1, 4), (2, 16)):
+        torch.manual_seed(n)
+        get_peft_model(open_base("smollm2")[0], LoraConfig(task_type="CAUSAL_LM", r=r, lora_alpha=4 * r, target_modules="all-linear", init_lora_weights=False)).save_pretrained(tmp_path / str(n))
+    def read(python, name, more):
+        specs = [f"{name}?dtype=float32{more}", *(f"{name}?adapter={tmp_path / str(n)}&dtype=float32{more}" for n in (1, 2))]
+        done = subprocess.run([python, "-c", ADAPTED, *specs], capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, done.stderr[-3000:]
-        return [x for pair in json.loads(done.stdout.splitlines()[-1].replace("(", "[").replace(")", "]")) for x in pair]
-    adapter = f"adapter={tmp_path / 'adapter'}&dtype=float32"
-    here, plain, there = read(sys.executable, f"smollm2?{adapter}"), read(sys.executable, "smollm2?dtype=float32"), read(python, f"vllm:smollm2?{adapter}&max_len=1024&memory=0.2")
-    assert max(abs(a - b) for a, b in zip(here, there)) < 2e-3 and max(abs(a - b) for a, b in zip(here, plain)) > 1
+        return json.loads(done.stdout.splitlines()[-1])
+    here, there = read(sys.executable, "smollm2", ""), read(python, "vllm:smollm2", "&max_len=1024&memory=0.3")
+    assert there[-1] == 1 # one vLLM for the base and both of its adapters
+    apart = lambda a, b: max(abs(x - y) for x, y in zip(a, b))
+    assert all(apart(a, b) < 2e-3 for a, b in zip(here[:3], there[:3])) and min(apart(there[0], there[1]), apart(there[1], there[2])) > 1
 
 
 @pytest.mark.parametrize("check", CHECKS)
@@ -150,7 +155,7 @@ def test_echo_and_likeliest_tokens_agree_with_the_tokens_by_id(server, bundled):
     for options, dull in (({"tokenizer": "smollm2"}, {"token_ids": False}), ({}, {"token_ids": False, "echo": False})):
         backend = open_backend(target, **options)
         found = backend.abilities()
-        assert found.kind == "vllm" and found.token_ids and found.echo and found.top == 20 and found.json_schema and found.max_len == 2048
+        assert found.kind == "vllm" and found.token_ids and found.echo and found.top == 20 and found.json_schema and found.prefill and found.max_len == 2048
         backend.served, backend.listed = found.replace(**dull), {"owned_by": "somebody"}
         s, = Engine(backend).score([chat], letters)
         assert not hasattr(s, "reason") and max(abs(x - y) for x, y in zip(s.logprobs, by_id.logprobs)) < BFLOAT16 or not s.exact, s

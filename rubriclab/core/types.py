@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Meta', 'Reason', 'TRANSIENT', 'KINDS', 'UNTAGGED', 'SCALES', 'AnyScale', 'Role', 'Prompt', 'Pair', 'Order',
-           'TOLERANCE', 'Value', 'Frozen', 'cell', 'markdown_table', 'Usage', 'Failure', 'Unusable', 'Scale',
+           'TOLERANCE', 'Value', 'Frozen', 'cell', 'markdown_table', 'Usage', 'Failure', 'Unusable', 'Died', 'Scale',
            'read_label', 'tiers', 'Example', 'Criterion', 'Rubric', 'Message', 'as_text', 'Chat', 'Completion',
            'Scores', 'PreferencePair', 'AnswerPair', 'Ranking', 'Verdict', 'Judgment', 'Item', 'Label', 'Grade',
            'Table']
@@ -90,6 +90,9 @@ class Failure(Value):
 
 class Unusable(RuntimeError):
     "What would fail every request alike, such as a refused key or an unknown model: it stops a run at its start."
+
+class Died(RuntimeError):
+    "The process of an engine has ended under its work; the next call starts it again."
 
 # %% ../../nbs/core/00_types.ipynb #7b24af3e
 KINDS = {"hard_rule": "Hard Rule", "principle": "Principle", "helpfulness": "Helpfulness", "completeness": "Completeness",

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['MARKS', 'FULL', 'MOST_BYTES', 'MOST_IDS', 'MOST_READS', 'TAIL', 'parse_target', 'messages_of', 'chat_part',
-           'chat_body', 'usage_of', 'work_of', 'cached_of', 'read_completion', 'recovered', 'message_of', 'failure_of',
-           'Limits', 'Live', 'ApiBackend', 'Call', 'Said', 'complete', 'check_choices', 'Read', 'reads_of', 'Tokens',
-           'Letters', 'below', 'logprobs', 'hidden', 'served', 'open_backend']
+           'chat_body', 'usage_of', 'work_of', 'cached_of', 'read_completion', 'recovered', 'chosen', 'message_of',
+           'failure_of', 'Limits', 'Live', 'ApiBackend', 'Call', 'Said', 'complete', 'check_choices', 'Read',
+           'reads_of', 'Tokens', 'Letters', 'scores_of', 'below', 'logprobs', 'hidden', 'served', 'open_backend']
 
 # %% ../../nbs/engines/05_api.ipynb #d5a2b4be
 import asyncio, atexit, json, math, os, re
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 from pydantic import JsonValue
 from ..core.types import Chat, Completion, Failure, Scores, Unusable, Usage, Value
-from .engine import FeatureRequest, Request, ScoreRequest, Work
+from .engine import FeatureRequest, Request, ScoreRequest, Work, choices_in
 from .flow import Budget, Gate, Price, Purse, Tries, as_they_come, background, pause, price_in, retry_after
 from .hf import render, rows_of
 from .server import Served, keep, look, models_of, recall
@@ -58,8 +58,11 @@ def chat_body(model: str, # its name on the server
     body = {"model": model, **chat_part(request.chat), "max_tokens": request.max_tokens, "temperature": request.temperature}
     if request.temperature: body |= {"top_p": request.top_p, "seed": request.stream % 2**31}
     if request.stop: body["stop"] = list(request.stop)
-    if request.response_schema is not None:
-        body["response_format"] = {"type": "json_schema", "json_schema": {"name": "reply", "schema": dict(request.response_schema)}}
+    choices = choices_in(request.response_schema)
+    if choices and vllm: body["structured_outputs"] = {"choice": choices}
+    elif request.response_schema is not None:
+        schema = {"type": "object", "properties": {"choice": {"enum": choices}}, "required": ["choice"], "additionalProperties": False} if choices else dict(request.response_schema)
+        body["response_format"] = {"type": "json_schema", "json_schema": {"name": "reply", "schema": schema}}
     return body | ({"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0} if vllm else {})
 
 # %% ../../nbs/engines/05_api.ipynb #8f970c22
@@ -98,6 +101,15 @@ def recovered(text: str, # a reply
         except ValueError: continue
         if wanted <= set(found): return text[m.start():end]
     return text
+
+def chosen(text: str, # a reply
+           choices: Sequence[str], # of which it should be one
+          ) -> str: # the choice, or the text as it is
+    "The choice that a reply names, in JSON or as the only one of them in its text."
+    with suppress(ValueError, KeyError, TypeError):
+        if (c := json.loads(recovered(text, {"required": ["choice"]}))["choice"]) in choices: return c
+    named = [c for c in choices if re.search(rf"(?<!\w){re.escape(c.strip())}(?!\w)", text)]
+    return named[0] if len(named) == 1 else text
 
 # %% ../../nbs/engines/05_api.ipynb #01dda7b9
 _OWN_TEMPERATURE = re.compile(r"temperature.{0,40}(not support|unsupported)|unsupported.{0,40}temperature", re.I)
@@ -363,7 +375,9 @@ async def _reply(self: ApiBackend, call: Call, r: Request) -> Completion | Failu
     found = None if self.plain else await send(r)
     if self.plain or isinstance(found, Failure) and found.reason in ("bad_request", "unsupported") and re.search("response_format|schema|guided|structured", found.detail):
         self.plain, found = True, await send(r.replace(response_schema=None))
-    return found if isinstance(found, Failure) else found.replace(text=recovered(found.text, r.response_schema)) # also where the server left the schema out without a word
+    if isinstance(found, Failure): return found
+    choices = choices_in(r.response_schema)
+    return found.replace(text=chosen(found.text, choices) if choices else recovered(found.text, r.response_schema)) # also where the server left the schema out without a word
 
 def complete(self: ApiBackend, requests: Sequence[Request]) -> Iterator[tuple[int, Completion | Failure]]: # returns the `Work`
     "Completions as they finish."
@@ -472,7 +486,7 @@ async def _letters(self: ApiBackend, call: Call, request: ScoreRequest) -> Score
     def values(reply: Any) -> Scores | Failure | None:
         if tuple((reply.get("prompt_token_ids") or ())[-TAIL:]) != known.tail: return None # another end, or a server that does not show it
         found = {t["token"]: float(t["logprob"]) for t in reply["choices"][0]["logprobs"]["content"][0]["top_logprobs"]}
-        return _scores([found[f"token_id:{i}"] for i in known.ids], "as served", True, usage_of(reply))
+        return scores_of([found[f"token_id:{i}"] for i in known.ids], "as served", True, usage_of(reply))
     return await self.ask(call, "POST", f"{self.base}/chat/completions", body, values)
 
 ApiBackend.learn, ApiBackend.letters = _learn, _letters
@@ -498,9 +512,10 @@ async def _exact(self: ApiBackend, call: Call, request: ScoreRequest) -> Scores 
         if isinstance(part, Failure): return part
         usage += part[1]
         for c, x in ((c, x) for cs, x in zip(owners, part[0]) for c in cs): sums[c] += x
-    return _scores(sums, "as served", True, usage)
+    return scores_of(sums, "as served", True, usage)
 
-def _scores(values: list[float], precision: str, exact: bool, usage: Usage) -> Scores | Failure:
+def scores_of(values: Sequence[float], precision: str, exact: bool, usage: Usage) -> Scores | Failure:
+    "Scores, or the failure that they are no numbers."
     try: return Scores(logprobs=tuple(values), precision=precision, exact=exact, usage=usage)
     except ValueError: return Failure(reason="server_error", detail=f"log-probabilities that are no numbers: {values}", usage=usage)
 
@@ -523,7 +538,7 @@ async def _echoed(self: ApiBackend, call: Call, request: ScoreRequest) -> Scores
         if isinstance(found, Failure): return found
         sums.append(found[0])
         usage += found[1]
-    return _scores(sums, "as served", True, usage)
+    return scores_of(sums, "as served", True, usage)
 
 async def _visible(self: ApiBackend, call: Call, request: ScoreRequest) -> Scores | Failure:
     "Scores from the likeliest first tokens of a reply."
@@ -533,7 +548,7 @@ async def _visible(self: ApiBackend, call: Call, request: ScoreRequest) -> Score
         shown = (reply["choices"][0].get("logprobs") or {}).get("content") or [{"top_logprobs": []}]
         found = {t["token"]: float(t["logprob"]) for t in reversed(shown[0]["top_logprobs"])} # the likelier of two that look alike
         seen = [c in found for c in request.choices]
-        if any(seen): return _scores([found.get(c, below(found.values())) for c in request.choices], "as served", all(seen), usage_of(reply))
+        if any(seen): return scores_of([found.get(c, below(found.values())) for c in request.choices], "as served", all(seen), usage_of(reply))
         why = f"none of {list(request.choices)} is among the {len(found)} tokens that the server shows" if found else "the server shows no log-probabilities"
         return Failure(reason="unsupported", detail=f"{why}; use a vLLM server, or a vllm: or hf: engine", usage=usage_of(reply))
     return await self.ask(call, "POST", f"{self.base}/chat/completions", body, values)

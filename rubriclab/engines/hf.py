@@ -598,7 +598,7 @@ Tree.complete_batch = _complete_batch
 # %% ../../nbs/engines/03_hf.ipynb #99fc22a9
 def complete(self: HFBackend, requests: Sequence[Request]) -> Iterator[tuple[int, Completion | Failure]]: # returns the `Work`
     "Completions as they finish; in each batch the rows that may grow longest come first, so that memory runs out early or not at all."
-    prompts = [p if r.response_schema is None else Failure(reason="unsupported", detail="hf engines cannot force a JSON schema; use a vllm: or api: engine")
+    prompts = [p if r.response_schema is None else Failure(reason="unsupported", detail="hf engines cannot hold a reply to a schema or to choices; use a vllm: or api: engine")
                for p, r in zip(self.prompts([r.chat for r in requests]), requests)]
     ids = iter(self.encode([p for p in prompts if isinstance(p, str)]))
     todo: list[_Live] = []

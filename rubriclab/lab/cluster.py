@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 from ..core.settings import settings
 from ..core.store import Row, Store
+from ..core.types import Died
 from ..engines.engine import UNSTORED, Engine, Tally, engine, parse_spec
 from ..engines.fit import SHARE
 from .batch import Task
@@ -69,10 +70,15 @@ class Worker:
         self.engines = {role: engine(spec, store=False if parse_spec(spec)[0] in UNSTORED else store) for role, spec in specs.items()}
         self.step = Task(make, self.engines, pickle.loads(options)).step()
 
+    def _done(self, items: list[Any], first: int) -> list[dict[str, Any]]:
+        "Lines of a block; once more where an engine's process has ended under it, as what was answered is in the store."
+        try: return self.step(items, first)
+        except Died: return self.step(items, first)
+
     def __call__(self, row: Mapping[str, Any]) -> dict[str, Any]:
         first, items = pickle.loads(row["block"])
         for e in self.engines.values(): e.begin()
-        try: lines = self.step(items, first)
+        try: lines = self._done(items, first)
         except Exception as e: lines = e # as a value: Ray would wrap it, and a worker that answers need not be started again
         return {"lines": _pickled(lines), "tallies": pickle.dumps({role: e.tally for role, e in self.engines.items()})}
 
