@@ -114,3 +114,42 @@ def _kill_a_worker(run, store, after): # once so many calls are kept; how many w
             return n
         time.sleep(0.05)
     return 0
+
+
+ON_A_GPU = """
+import ray, sys
+ray.init("local", num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False) # Ray counts a GPU; nothing looks for it
+from rubriclab.lab.cli import main
+main(sys.argv[1:])
+"""
+
+
+def test_vllm_inside_of_a_worker_that_has_a_part_of_a_gpu(files, tmp_path):
+    from vllm_env import vllm_python
+    if (python := vllm_python()) is None: pytest.skip("no environment with vLLM; make it with: python tests/vllm_env.py")
+    from rubriclab.data.records import read_pairs
+    from rubriclab.engines.bundled import fetch
+    from rubriclab.engines.engine import engine
+    from rubriclab.judges.pairwise import judge
+    rows = [json.loads(line) for line in open(files / "pairs.jsonl")][:12]
+    write_rows(tmp_path / "pairs.jsonl", rows)
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "models").symlink_to(fetch().parent) # vLLM's environment has nothing that could unpack them
+    spec = "vllm:smollm2?dtype=float32&max_len=2048&memory=0.25"
+    done = subprocess.run([python, "-c", ON_A_GPU, "judge", tmp_path / "pairs.jsonl", tmp_path / "out.jsonl", "-e", spec, "--method", "direct", "--ray", "local", "--workers", "1:2", "--gpus", "0.5"],
+                          capture_output=True, text=True, timeout=600, env={**os.environ, "RUBRICLAB_CACHE_DIR": str(tmp_path / "cache"), "RAY_AUTH_MODE": "disabled"})
+    assert done.returncode == 0, done.stderr[-3000:]
+    there = [json.loads(line) for line in open(tmp_path / "out.jsonl")]
+    here = judge(list(read_pairs(tmp_path / "pairs.jsonl")), engine("smollm2?dtype=float32", store=False), method="direct")
+    assert len(there) == 12 and {v["engine"] for r in there for v in r["verdicts"]} == {"vllm:smollm2"}
+    assert max(abs(a["margin"] - b.margin) for r, j in zip(there, here) for a, b in zip(r["verdicts"], j.verdicts)) < 5e-3
+
+
+def test_a_budget_is_that_of_the_run(files, tmp_path):
+    with waiting(0.05) as port: # 204 tokens a reply
+        spec = f"api:toy@http://127.0.0.1:{port}?tokens=20000&concurrency=2"
+        done = command("judge", files / "pairs.jsonl", tmp_path / "out.jsonl", "-e", spec, "--method", "direct", "--readout", "generate", "--orders", "both", "--max-tokens", "8", "--ray", "local", "--workers", "2", RUBRICLAB_CACHE_DIR=str(tmp_path), RAY_AUTH_MODE="disabled")
+    assert done.returncode == 0, done.stderr[-2000:]
+    verdicts = [v for line in open(tmp_path / "out.jsonl") for v in json.loads(line)["verdicts"]]
+    answered = sum(not v.get("failure") for v in verdicts)
+    assert len(verdicts) == 180 and 60 <= answered <= 20000 // 204 and {v["failure"]["reason"] for v in verdicts if v.get("failure")} == {"budget"}

@@ -6,6 +6,14 @@ import pytest
 import yaml
 from rubriclab.lab.cli import main
 
+# What KubeRay's operator 1.2 knows in a RayJob, and `sbatch` among the options of a script; the pods inside are checked by Kubernetes' own schema
+KNOWN = {"job": {"activeDeadlineSeconds", "backoffLimit", "clusterSelector", "deletionPolicy", "entrypoint", "entrypointNumCpus", "entrypointNumGpus", "entrypointResources", "jobId", "managedBy", "metadata", "rayClusterSpec", "runtimeEnvYAML",
+                 "shutdownAfterJobFinishes", "submissionMode", "submitterConfig", "submitterPodTemplate", "suspend", "ttlSecondsAfterFinished"},
+         "cluster": {"autoscalerOptions", "enableInTreeAutoscaling", "gcsFaultToleranceOptions", "headGroupSpec", "headServiceAnnotations", "managedBy", "rayVersion", "suspend", "workerGroupSpecs"},
+         "head": {"enableIngress", "headService", "rayStartParams", "serviceType", "template"},
+         "worker": {"groupName", "idleTimeoutSeconds", "maxReplicas", "minReplicas", "numOfHosts", "rayStartParams", "replicas", "scaleStrategy", "suspend", "template"},
+         "sbatch": {"account", "array", "constraint", "cpus-per-gpu", "cpus-per-task", "dependency", "error", "exclusive", "gpus", "gpus-per-node", "gpus-per-task", "gres", "job-name", "mail-type", "mail-user", "mem", "mem-per-cpu", "mem-per-gpu", "nodes",
+                    "ntasks", "ntasks-per-node", "open-mode", "output", "partition", "qos", "requeue", "reservation", "signal", "time"}}
 DEPLOY = Path(__file__).resolve().parents[1] / "deploy"
 
 
@@ -13,6 +21,25 @@ def parsed(line):
     "The parameters of a command line; click refuses options that do not exist."
     name, *args = line.split()[1:]
     return main.commands[name].make_context(name, args)
+
+
+def test_no_field_of_the_job_is_misspelt():
+    validate = pytest.importorskip("kubernetes_validate", reason="needs pip install kubernetes-validate")
+    job = yaml.safe_load((DEPLOY / "kuberay-job.yaml").read_text())
+    cluster = job["spec"]["rayClusterSpec"]
+    groups = [("head", cluster["headGroupSpec"]), *(("worker", g) for g in cluster["workerGroupSpecs"])]
+    for what, found in (("job", job["spec"]), ("cluster", cluster), *groups): assert set(found) <= KNOWN[what], set(found) - KNOWN[what]
+    assert all(isinstance(v, str) for _, g in groups for v in g["rayStartParams"].values()) # numbers are refused
+    pods = [{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": what}, "spec": g["template"]["spec"]} for what, g in groups]
+    for pod in pods: validate.validate(pod, "1.31", strict=True)
+    pods[0]["spec"]["containers"][0]["imagee"] = "x"
+    with pytest.raises(validate.ValidationError, match="imagee"): validate.validate(pods[0], "1.31", strict=True)
+
+
+def test_the_options_of_the_script_for_slurm():
+    lines = [line.split()[1] for line in (DEPLOY / "slurm-ray.sh").read_text().splitlines() if line.startswith("#SBATCH")]
+    assert len(lines) > 4 and all(line.startswith("--") and line[2:].partition("=")[0] in KNOWN["sbatch"] for line in lines), lines
+    assert subprocess.run(["bash", "-n", DEPLOY / "slurm-ray.sh"]).returncode == 0
 
 
 def test_the_job_for_kubernetes():

@@ -48,7 +48,7 @@ def serving(python, model, *more, **environment): # the address of vLLM's server
 
 def wanted():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    extras = [p for e in ("api", "data", "lab", "rag") for p in project["optional-dependencies"][e]] # what runs an experiment
+    extras = [p for e in ("api", "data", "lab", "rag", "ray") for p in project["optional-dependencies"][e]] # what runs an experiment
     return [VLLM, TORCH, *project["dependencies"], *(p for p in extras if not p.startswith(("rubriclab", "jupyterlab")))]
 
 

@@ -196,10 +196,14 @@ def _close(self: ApiBackend) -> None:
     atexit.unregister(self.close)
     if live is not None and live.pid == os.getpid(): asyncio.run_coroutine_threadsafe(live.http.close(), background()).result(10)
 
+def _share(self: ApiBackend, n: int) -> None:
+    "Spend an n-th part of the budget, since as many processes share it. Before the first request."
+    self.limits = self.limits.replace(budget=self.limits.budget.part(n))
+
 def _spent(self: ApiBackend) -> dict[str, float]: # tokens and dollars (0 without prices) since the engine was opened
     return {"tokens": self.running.purse.tokens, "dollars": self.running.purse.dollars} if self.running else {"tokens": 0, "dollars": 0.0}
 
-ApiBackend.live, ApiBackend.close, ApiBackend.spent = _live, _close, _spent
+ApiBackend.live, ApiBackend.close, ApiBackend.share, ApiBackend.spent = _live, _close, _share, _spent
 
 # %% ../../nbs/engines/05_api.ipynb #baa4b1f4
 class Call:
@@ -601,8 +605,8 @@ def open_backend(target: str, # MODEL@URL
                  timeout: str = "600", # seconds a try, from the first byte sent to the last one read
                  connect: str = "10", # seconds until a connection stands
                  tries: str = "4", # of a request that can be tried again
-                 tokens: str | None = None, # budget of the process
-                 dollars: str | None = None, # budget of the process; needs `prices`
+                 tokens: str | None = None, # budget of a run; on Ray each worker has its part of it
+                 dollars: str | None = None, # the same in money; needs `prices`
                  deadline: str | None = None, # seconds from the first request on; what is under way then is cut off. Closing the engine begins anew
                  prices: str | None = None, # a YAML file: model to dollars for a million tokens
                  tokenizer: str | None = None, # the model's own, a folder or a name on the hub: for servers that give back the log-probabilities of a text

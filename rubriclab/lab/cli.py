@@ -86,7 +86,7 @@ def _finish(run: Callable[[Path], Any], out: Path, planned: bool, engines: Seque
     _show_costs([cost(role, e) for role, e in engines])
 
 # %% ../../nbs/lab/05_cli.ipynb #9fcb8149
-def _show_costs(costs: Sequence[Any]) -> None:
+def _show_costs(costs: Sequence[Any], lacking: Sequence[str] = ()) -> None: # and data that is not here
     from rubriclab.engines.gpus import known_gpu
     named = click.get_current_context().meta.get("gpu")
     known_gpu(gpu := named or "a100") # before anything is printed
@@ -97,7 +97,8 @@ def _show_costs(costs: Sequence[Any]) -> None:
         click.echo(f"{c.role:<14} {c.engine:<28} {c.calls:>9,} {c.prompt_tokens:>14,} {c.unique_tokens:>12,} {c.completion_tokens:>12,}  {about}")
     for c in costs:
         if c.failed: click.echo(f"{c.role}: {c.failed:,} of {c.calls:,} calls have no result here: they are too long for the model, or ask for hidden states, which a plan does not have.")
-    click.echo("An upper bound: nothing ran, prompts are counted by the model's tokenizer where it is here and else estimated at four characters a token, replies at their limit, and nothing is taken from the store. "
+    for x in lacking: click.echo(f"NOT counted, since its data is not here: {x}")
+    click.echo("An upper bound of what is counted: nothing ran, prompts are counted by the model's tokenizer where it is here and else estimated at four characters a token, replies at their limit, and nothing is taken from the store. "
                "Unique tokens are what is left where shared beginnings are computed once.")
 
 def _about(cost: Any) -> str: # in money, or in time on two cores
@@ -442,7 +443,7 @@ def run(name: str, recipe: str | None, parameters: tuple[tuple[str, str], ...], 
     recipe = recipe or (None if name.endswith(".ipynb") else "laptop")
     given = typed(name, dict(parameters))
     given |= {k: v for k, v in dict(engine=engine, generator=generator, filter_judge=filter_judge, judge=judge).items() if v is not None}
-    if planned: return _show_costs(plan(name, recipe, given))
+    if planned: return _show_costs(*plan(name, recipe, given))
     outcome = run(name, recipe, given, results_dir)
     if outcome.error: click.echo(f"{name}: {outcome.state}\n{outcome.error}", err=True)
     elif table := outcome.metrics.get("paper"):

@@ -65,9 +65,12 @@ class Worker:
     "Does a task with the blocks that it is given; Ray Data starts as many as it needs."
     def __init__(self, make: Callable[..., Any], specs: Mapping[str, str], options: bytes, # pickled
                  service: Any, # a Ray actor of `StoreService`, or None
+                 workers: int = 1, # that there may be at once
                 ) -> None:
         store = RemoteStore(service) if service is not None else False
         self.engines = {role: engine(spec, store=False if parse_spec(spec)[0] in UNSTORED else store) for role, spec in specs.items()}
+        for backend in {id(e.backend): e.backend for e in self.engines.values()}.values():
+            if hasattr(backend, "share"): backend.share(workers) # a budget is one of the run
         self.step = Task(make, self.engines, pickle.loads(options)).step()
 
     def _done(self, items: list[Any], first: int) -> list[dict[str, Any]]:
@@ -140,7 +143,7 @@ def _run(self: Cluster, task: Task, blocks: Iterator[tuple[int, list[Any]]]) -> 
     rows = [{"block": pickle.dumps(b)} for b in blocks]
     if not rows: return
     low, high = (min(n, len(rows)) for n in self.workers)
-    given = {"make": task.make, "specs": {role: e.spec for role, e in task.engines.items()}, "options": pickle.dumps(dict(task.options)), "service": self.service}
+    given = {"make": task.make, "specs": {role: e.spec for role, e in task.engines.items()}, "options": pickle.dumps(dict(task.options)), "service": self.service, "workers": high}
     ready = ray.data.from_items(rows, override_num_blocks=len(rows))
     done = ready.map(Worker, fn_constructor_kwargs=given, compute=ActorPoolStrategy(min_size=low, max_size=high, max_tasks_in_flight_per_actor=2), num_cpus=self.cpus, num_gpus=self.gpus, runtime_env=self.env)
     done.context.execution_options.preserve_order, done.context.enable_progress_bars = True, False

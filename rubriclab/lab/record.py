@@ -110,6 +110,7 @@ class Run:
         self.folder, self.experiment = Path(given) if given else new_folder(experiment, "notebook"), experiment
         self.engines: list[tuple[str, Engine]] = []
         self.datasets: list[dict[str, Any]] = []
+        self.lacking: list[str] = [] # data that is not here, in words
         (self.folder / "figures").mkdir(parents=True, exist_ok=True)
         if not read_manifest(self.folder): update_manifest(self.folder, **first_manifest(experiment, parameters=dict(parameters or {})))
 
@@ -131,10 +132,16 @@ class Run:
         self.datasets.append({"name": name, "n": len(pairs), "fingerprint": fingerprint(pairs)})
         self.note()
 
+    def missing(self, e: FileNotFoundError) -> str: # the reason, in a line
+        "Note that data is not here and that a part is left out for it; a plan says so."
+        self.lacking.append(str(e).splitlines()[0])
+        self.note()
+        return self.lacking[-1]
+
     def note(self) -> None:
         "Bring engines, data and totals in the manifest up to date."
         used = [{"role": r, "id": e.id, "name": e.name, "identity": e.backend.identity, "cached": e.tally.cached, **e.tally.model_dump(mode="json")} for r, e in self.engines]
-        update_manifest(self.folder, engines=used, data=self.datasets)
+        update_manifest(self.folder, engines=used, data=self.datasets, lacking=self.lacking)
 
 # %% ../../nbs/lab/00_record.ipynb #75ca5ebc
 def items(self: Run, rows: Iterable[Mapping[str, Any]]) -> int: # how many there were

@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['Refused', 'near', 'experiments', 'recipes', 'find_notebook', 'read_recipe', 'read_parameters', 'check_parameters',
-           'parse_value', 'typed', 'failed_cell', 'Outcome', 'prepare', 'run', 'Cost', 'plan', 'cost']
+           'parse_value', 'typed', 'failed_cell', 'Outcome', 'prepare', 'run', 'Cost', 'Plan', 'plan', 'cost']
 
 # %% ../../nbs/lab/01_run.ipynb #b807ec76
 import ast, difflib, json, math, os, re, subprocess, sys, tempfile, time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from ..core.settings import read_yaml, shipped
 from ..core.types import Value
 from ..engines.engine import Engine, Tally
@@ -190,17 +190,22 @@ class Cost(Value):
     dollars: float | None = None # of a server, where its prices are known
     failed: int = 0 # calls without a result: too long for the model, or hidden states, which a plan has not
 
+class Plan(NamedTuple):
+    "What a run would ask for."
+    costs: list[Cost] # one entry a role
+    lacking: list[str] # data that is not here, and so is not counted
+
 def plan(name: str, # experiment or notebook path
          recipe: str | None = "laptop", # as for `run`
          parameters: Mapping[str, Any] | None = None, # as for `run`
-        ) -> list[Cost]: # one entry a role
+        ) -> Plan:
     "Calls, tokens and time of a run; no model runs."
     experiment, notebook, given, _ = prepare(name, recipe, parameters)
     with tempfile.TemporaryDirectory() as d:
         code, complaint = _execute(notebook, Path(d), given, plan=True)
         if code: raise RuntimeError(failed_cell(Path(d) / "notebook.ipynb") or complaint[-2000:])
-        used = read_manifest(Path(d))["engines"]
-    return [_priced(e["role"], e["name"], Tally(**{k: e[k] for k in Tally.model_fields})) for e in used]
+        written = read_manifest(Path(d))
+    return Plan([_priced(e["role"], e["name"], Tally(**{k: e[k] for k in Tally.model_fields})) for e in written["engines"]], written["lacking"])
 
 def cost(role: str, # for example `judge`
          engine: Engine, # a plan, after the work

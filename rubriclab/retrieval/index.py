@@ -7,7 +7,7 @@ __all__ = ['Method', 'Encoder', 'needed', 'build_index', 'Hit', 'Hits', 'Index',
            'Found', 'likeness', 'vector', 'search', 'having', 'change']
 
 # %% ../../nbs/retrieval/00_index.ipynb #0024480c
-import json, os, shutil, sys, uuid
+import json, logging, os, shutil, sys, uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from hashlib import blake2b
@@ -30,8 +30,10 @@ Method = Literal["hybrid", "dense", "bm25"]
 
 def needed(module: str) -> Any:
     "An optional library, or one error that says how to get it."
-    try: return import_module(module)
+    try: found = import_module(module)
     except ImportError as e: raise ImportError(f'the index needs {module}: pip install "rubriclab[rag]"') from e
+    if module.startswith("bm25s"): logging.getLogger("bm25s").setLevel(logging.WARNING) # importing it switches its debugging on
+    return found
 
 # %% ../../nbs/retrieval/00_index.ipynb #a55e5be2
 _STEP = 1 << 12
