@@ -338,6 +338,7 @@ def open_backend(target: str, # a folder, a name on the hub, or smollm2
                  max_len: str = "auto", # tokens of prompt and answer together; what fits, at most the model's own context
                  memory: str = "auto", # share of the device's memory; 0.9 of a GPU, of a CPU's what the model needs
                  tensor: str = "1", # GPUs that share one copy of the model; for more copies take more workers (`--ray`)
+                 block: str = "auto", # tokens in a block of the prefix cache, of which whole ones are shared; 32 on a CPU, vLLM's own choice on a GPU
                 ) -> VllmBackend:
     "`vllm:MODEL?adapter=DIR&dtype=D`."
     try: quiet_vllm()
@@ -348,7 +349,9 @@ def open_backend(target: str, # a folder, a name on the hub, or smollm2
     if max_len != "auto": given["max_model_len"] = _number("max_len", max_len, int)
     if memory != "auto": given["gpu_memory_utilization"] = _number("memory", memory, float)
     if (shared := _number("tensor", tensor, int)) > 1: given["tensor_parallel_size"] = shared
+    if block != "auto": given["block_size"] = _number("block", block, int)
     config, cpu = _config(path, given)
+    if cpu and not config.use_mla: given.setdefault("block_size", 32) # vLLM's 128 there would leave half a block of every shared beginning unshared
     limit = _reserve(path, given, config, cpu)
     tokenizer = _tokenizer(path, revision)
     name = (Path(path).resolve().name if Path(path).is_dir() and path == target else target) + (f"+{Path(adapter).name}" if adapter else "")
