@@ -173,7 +173,7 @@ def test_a_plan_for_gpus_needs_none(tmp_path):
     pytest.importorskip("trl", reason="needs the extra: pip install 'rubriclab[train]'")
     net, tokenizer = open_base("scratch")
     net.save_pretrained(tmp_path / "base"); tokenizer.save_pretrained(tmp_path / "base")
-    given = {"base": str(tmp_path / "base"), "gpus": 8, "args.use_cpu": False, "args.bf16": True, "args.use_vllm": True, "args.vllm_mode": "colocate", "args.num_generations": 8, "args.per_device_train_batch_size": 1, "args.per_device_eval_batch_size": 1, "args.num_iterations": 2, "args.max_steps": -1, "data.prompts": 40, "data.tokens": 256}
+    given = {"base": str(tmp_path / "base"), "gpus": 8, "args.use_cpu": False, "args.bf16": True, "args.use_vllm": True, "args.vllm_mode": "colocate", "args.num_generations": 8, "args.per_device_train_batch_size": 1, "args.per_device_eval_batch_size": 1, "args.num_iterations": 2, "args.max_steps": -1, "args.num_train_epochs": 1, "data.prompts": 40, "data.tokens": 256}
     p = plan_training(read_train_recipe("policy-grpo-smoke", given), "h100") # a whole group is one completion on each of eight
     assert not p.guessed and p.weights == sum(x.numel() for x in net.parameters()) and p.steps == p.examples * 2
     with pytest.raises(ValueError, match="do not fit the 1024 places"): plan_training(read_train_recipe("policy-grpo-smoke", {**given, "data.tokens": 1024}), "h100")
