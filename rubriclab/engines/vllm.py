@@ -118,12 +118,14 @@ class Runner:
         llm.llm_engine.engine_core.shutdown()
         multiprocessing.active_children() # reaps the process that has ended
 
+# %% ../../nbs/engines/06_vllm.ipynb #01e2a534
 _RUNNERS: dict[str, Runner] = {}
 
 def runner_of(model: Model) -> Runner:
     "The one of this process for a base and its arguments."
     return _RUNNERS.setdefault(json.dumps([model.path, model.arguments], sort_keys=True, default=str), Runner(model.path, model.arguments))
 
+# %% ../../nbs/engines/06_vllm.ipynb #80b0a61c
 class VllmBackend:
     "A model run by vLLM in this process."
     json_schema = True # a reply can be held to one

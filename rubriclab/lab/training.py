@@ -138,6 +138,7 @@ def unseen_pairs(n: int, # prompts
     if len(wanted) < n: raise ValueError(f"{len(wanted)} unseen prompts of {n}; ask for fewer, or for more kinds")
     return [p for p in found if prompt_of(p) in set(wanted)]
 
+# %% ../../nbs/lab/09_training.ipynb #5964f117
 class Measured(NamedTuple):
     "What one model did on every item; None is left out and counted."
     model: str

@@ -40,6 +40,7 @@ def _scorer(by: str, p: PaidBy, judge: str | None) -> Scorer:
     if by == "biased": return Mixed([(Checked(), 0.5), (Longer(p.words), 0.5)])
     return Mixed([(PointLines(), 1.0), (LikeHuman(), 5.0), (Distinct(), 2.0), (WithinLength(p.words), 1.0)]) # 1:5:2:1 [S1]
 
+# %% ../../nbs/training/06_text.ipynb #4314a529
 def paid_for(kind: str, p: PaidBy) -> str: # a value of `by`
     "What a recipe pays for."
     return p.by or {"verifier-grpo": "targets", "generator-grpo": "likeness", "policy-grpo": "checker"}[kind]
@@ -66,6 +67,7 @@ def reward_of(kind: str, # of the recipe
     watched = None if p.held_out is None else Checked() if p.held_out == "checker" else _scorer("rubric", p, p.held_out)
     return Reward(paid, by, watched)
 
+# %% ../../nbs/training/06_text.ipynb #ca8f358f
 _NEEDS = {"checker": ("constraints",), "rubric": ("rubric",), "targets": ("answer", "rubric_label"), "likeness": ("rubric",), "use": ("request", "better", "worse"), "biased": ("constraints",)}
 
 def check_columns(reward: Reward, held_out: str | None, columns: Sequence[str]) -> None:
