@@ -145,6 +145,7 @@ def fits(recipe: TrainRecipe, d: TextData, args: Any, config: Any) -> None:
     if tested % group: raise ValueError(f"args, field per_device_eval_batch_size: {args.per_device_eval_batch_size} on {recipe.gpus} GPU{'s' * (recipe.gpus > 1)} are no whole groups of num_generations={group}; set it to {group}")
     if places and d.tokens + written > places: raise ValueError(f"data, field tokens: {d.tokens} of a row" + (f" and max_completion_length={written}" if written else "") + f" do not fit the {places} places of {recipe.base}; lower one of them")
 
+# %% ../../nbs/training/06_text.ipynb #05235e8c
 def _base(recipe: TrainRecipe) -> tuple[Any, Any]:
     "The model; for a reward model with a scalar head in place of the vocabulary's."
     if recipe.kind != "reward-model": return open_base(recipe.base, recipe.dtype)
