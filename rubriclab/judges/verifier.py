@@ -47,9 +47,12 @@ def read_label(reply: str) -> Literal["helpful", "misleading"] | None:
     found = _LABEL.findall(reply)
     return found[-1].lower() if found else None
 
-def well_formed(reply: str) -> bool:
-    "Whether a reply is exactly the three parts, each once, in order, with an analysis that says something."
-    m = re.fullmatch(r"\s*<analyze>(.+?)</analyze>\s*<rubric>\s*(?:helpful|misleading)\s*</rubric>\s*<answer>\s*[AB]\s*</answer>\s*", reply, re.S | re.I)
+def well_formed(reply: str, # in time that grows with its length, also where it is cut off
+                labeled: bool = True, # whether a rubric was shown, so that its label belongs between the two
+               ) -> bool:
+    "Whether a reply is exactly its parts, each once, in order, with an analysis that says something."
+    label = r"<rubric>\s*(?:helpful|misleading)\s*</rubric>\s*" if labeled else ""
+    m = re.fullmatch(rf"\s*<analyze>(.*)</analyze>\s*{label}<answer>\s*[AB]\s*</answer>\s*", reply, re.S | re.I)
     return bool(m and m[1].strip() and not re.search(r"</?(?:analyze|rubric|answer)>", m[1], re.I))
 
 # %% ../../nbs/judges/05_verifier.ipynb #891a97fe

@@ -111,7 +111,6 @@ def head_examples(recipe: TrainRecipe, tokenizer: Any) -> tuple[Prepared, list[I
 def head_run(recipe: TrainRecipe, out: Path) -> HeadRun:
     "Data, model and trainer of a recipe."
     from transformers import set_seed
-    if recipe.reward: raise ValueError(f"reward: {recipe.kind} pays for nothing; remove the field")
     set_seed(recipe.seed) # also for the weights of an adapter
     net, tokenizer = open_base(recipe.base, recipe.dtype)
     ready, texts, kinds = head_examples(recipe, tokenizer)

@@ -38,8 +38,10 @@ class TrainRecipe(Value):
     seed: int = 0
 
     @model_validator(mode="after")
-    def _frozen_only(self) -> "TrainRecipe":
+    def _fields_fit(self) -> "TrainRecipe":
         if self.dtype == "bfloat16" and (self.lora is None or self.kind == "reward-model"): raise ValueError("dtype bfloat16 is for weights that an adapter leaves frozen, not for trained ones, which would lose small steps; add lora, or leave dtype out and set args.bf16")
+        if self.reward and not self.kind.endswith("-grpo"): raise ValueError(f"reward: {self.kind} pays for nothing; remove the field")
+        if self.evaluation and self.kind != "judge-head": raise ValueError(f"evaluation: {self.kind} is tested on the rows that data.held_out keeps; remove the field")
         return self
 
 # %% ../../nbs/training/02_recipe.ipynb #27993d2e
@@ -60,7 +62,8 @@ def typed_fields(cls: Any, given: Mapping[str, Any], what: str) -> Any: # an ins
     try: return cls(**given)
     except ValidationError as e:
         first = e.errors()[0]
-        raise ValueError(f"{what}, field {'.'.join(map(str, first['loc']))}: {first['msg'].removeprefix('Value error, ')}") from None
+        where = f", field {'.'.join(map(str, first['loc']))}" if first["loc"] else "" # without one it is about how fields fit together
+        raise ValueError(f"{what}{where}: {first['msg'].removeprefix('Value error, ')}") from None
 
 def _right_types(cls: Any, given: Mapping[str, Any], what: str) -> None:
     "ValueError for the first value that its field cannot hold, which a trainer would find out late or never."

@@ -164,13 +164,8 @@ class VerifierTargets:
 
     def __call__(self, prompts: Sequence[Any], completions: Sequence[str], columns: Columns) -> Values:
         sign, (a, b, f) = lambda ok: 1.0 if ok else -1.0, self.weights
-        whole = lambda c, label: well_formed(c) if label else _two_parts(c)
         rows = zip(completions, column(columns, self.answer, "a verifier's reward"), column(columns, self.label, "a verifier's reward"), strict=True)
-        return [a * sign(read_answer(c) == gold) + (b * sign(read_label(c) == label) if label else 0.0) + f * sign(whole(c, label)) for c, gold, label in rows]
-
-def _two_parts(reply: str) -> bool: # an analysis that says something, and the answer; in time that grows with the reply's length, however it is cut off
-    m = re.fullmatch(r"\s*<analyze>(.*)</analyze>\s*<answer>\s*[AB]\s*</answer>\s*", reply, re.S | re.I)
-    return bool(m and m[1].strip() and not re.search(r"</?(?:analyze|answer)>", m[1], re.I))
+        return [a * sign(read_answer(c) == gold) + (b * sign(read_label(c) == label) if label else 0.0) + f * sign(well_formed(c, labeled=bool(label))) for c, gold, label in rows]
 
 def read_answer(reply: str) -> str | None: # A or B; None where none can be read
     "The last answer tag of a reply, or a bare letter."

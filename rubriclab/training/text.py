@@ -121,16 +121,13 @@ def text_args(recipe: TrainRecipe, d: TextData, out: Path) -> Any: # TRL's confi
 # %% ../../nbs/training/06_text.ipynb #f6a9df93
 def text_data(recipe: TrainRecipe) -> TextData:
     "The data of a recipe; ValueError for a field that its kind does not use."
-    if recipe.evaluation: raise ValueError(f"evaluation: {recipe.kind} is tested on the rows that data.held_out keeps; remove the field")
     d = typed_fields(TextData, recipe.data, "data")
     _all_used(recipe.data, used_fields(recipe.kind, d), "data", f"{recipe.kind} with this source")
     return d
 
 def paid_by(recipe: TrainRecipe, d: TextData) -> list[Reward]: # none for a kind that pays for nothing
     "The rewards of a recipe; ValueError for a field that is not used."
-    if trl_name(recipe.kind) != "GRPO":
-        if recipe.reward: raise ValueError(f"reward: {recipe.kind} pays for nothing; remove the field")
-        return []
+    if trl_name(recipe.kind) != "GRPO": return []
     p = typed_fields(PaidBy, recipe.reward, "reward")
     _all_used(recipe.reward, counted_fields(by := paid_for(recipe.kind, p), p), "reward", f"a reward by {by}")
     return [reward_of(recipe.kind, p, d.writes)]
