@@ -233,7 +233,7 @@ def _json_items(text: str) -> list[Any] | None:
     body = (m[1] if m else text).strip()
     if body[:1] not in "[{": return None
     try: found = json.loads(body)
-    except ValueError: return None
+    except (ValueError, RecursionError): return None # brackets nested by the hundred, as a model writes that repeats itself
     return _inner(found) if isinstance(found, dict) else found if isinstance(found, list) else None
 
 def _inner(found: Mapping[str, Any]) -> list[Any] | None:

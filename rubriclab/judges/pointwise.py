@@ -263,7 +263,7 @@ def json_entries(reply: str) -> Entries | None: # None where no JSON object of t
     "The entries of a JSON reply."
     start, end = reply.find("{"), reply.rfind("}")
     try: found = json.loads(reply[start:end + 1])["labels"] if start >= 0 else None
-    except (ValueError, KeyError, TypeError): return None
+    except (ValueError, KeyError, TypeError, RecursionError): return None
     if not isinstance(found, list): return None
     return [(x["criterion"], str(x["label"])) for x in found if isinstance(x, dict) and isinstance(x.get("criterion"), int) and "label" in x]
 
