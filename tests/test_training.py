@@ -1,5 +1,5 @@
 """Training: every field is known, what is prepared is what is trained on, and a run that broke goes on as if it had not."""
-import copy, json, os, random, shutil, signal, subprocess, sys, time
+import copy, json, os, random, re, shutil, signal, subprocess, sys, time, tracemalloc
 from pathlib import Path
 import numpy as np
 import pytest
@@ -332,8 +332,51 @@ def test_reasons_that_were_right_train_a_judge(tmp_path):
     rows = list(ROWS["judge-sft"](TextData(source=str(tmp_path / "judged.jsonl"), target="trace")))
     judged = [json.loads(x) for x in open(tmp_path / "judged.jsonl")]
     right = sum(v["winner"] == "chosen" for r in judged for v in r["verdicts"])
-    assert 0 < len(rows) == right < 40 and all("Winner: Response" in r["completion"][0]["content"] for _, r in rows)
+    wrong, rows = [r for _, r in rows if "left out" in r], [r for _, r in rows if "left out" not in r]
+    assert 0 < len(rows) == right < 40 and all("Winner: Response" in r["completion"][0]["content"] for r in rows)
+    assert wrong == [{"left out": "wrong verdict"}] * (sum(len(r["verdicts"]) for r in judged) - right)
+    alone = [r for _, r in ROWS["judge-sft"](TextData(source=str(tmp_path / "judged.jsonl"), target="verdict")) if "left out" not in r]
+    asked = lambda rs: [r["prompt"][-1]["content"].split("Response A")[-1][:80] for r in rs]
+    assert len(alone) == right and asked(alone) == asked(rows) # the control has the same pairs in the same orders, and no reasons
+    assert [r["completion"][0]["content"] for r in alone] == [re.findall("Winner: Response [AB]", r["completion"][0]["content"])[-1] for r in rows]
     with pytest.raises(ValueError, match="judge the file first"): list(ROWS["judge-sft"](TextData(source=str(tmp_path / "pairs.jsonl"), target="trace")))
+
+
+def test_what_does_not_fit_is_left_out_and_counted(tmp_path):
+    from rubriclab.data.records import write_rows
+    answers = lambda n, label: {"id": f"p{n}", "prompt": f"Ask {n}.", "response_a": f"One {n}.", "response_b": f"Two {n}." + "!" * (n == 3) * 99, "label": label}
+    rows = [answers(n, label) for n, label in enumerate(["A", "B", "tie", "A", None])]
+    write_rows(tmp_path / "pairs.jsonl", rows)
+    d = TextData(source=str(tmp_path / "pairs.jsonl"), longest=90)
+    found = [r for _, r in ROWS["reward-model"](d)]
+    assert [r.get("left out") or r["chosen"][0]["content"] for r in found] == ["One 0.", "Two 1.", "no better answer is known", "answer over longest", "no better answer is known"]
+    write_rows(tmp_path / "judged.jsonl", [r | {"verdicts": [{"shown_first": s, "winner": w, "rationale": "Because."} for s, w in (("first", "B"), ("second", None))]} for r in rows])
+    told = [r for _, r in ROWS["judge-sft"](TextData(source=str(tmp_path / "judged.jsonl"), target="trace"))]
+    assert [r.get("left out") or r["completion"][0]["content"] for r in told] == ["wrong verdict", "no verdict", "Because.", "no verdict", "no better answer is known", "wrong verdict", "no verdict", "no better answer is known"]
+    alone = [r["completion"][0]["content"] for _, r in ROWS["judge-sft"](TextData(source=str(tmp_path / "judged.jsonl"), target="verdict")) if "left out" not in r]
+    assert alone == ["Winner: Response B"] # the record's first answer was shown first, and its second is better
+    made = TextData(prompts=30, kinds=("no_commas",), longest=200)
+    why = [r.get("left out") for _, r in ROWS["policy-sft"](made)]
+    assert len(why) == 60 and {*why} == {None, "other kinds", "answer over longest"}
+
+
+def test_sources_are_not_held_in_memory(tmp_path, monkeypatch):
+    from rubriclab.data.sets import load
+    from rubriclab.training.rows import pairs_of
+    (tmp_path / "openrubric_v2").mkdir()
+    with open(tmp_path / "openrubric_v2" / "train.jsonl", "w") as f:
+        for n in range(500): f.write(json.dumps({"instruction": f"Ask {n}.", "response_a": f"One {n}. " * 60, "response_b": f"Two {n}. " * 60, "winner": "A" if n != 7 else "nobody", "rubric": "1. It is short. [Hard Rule]"}) + "\n")
+    monkeypatch.setenv("RUBRICLAB_DATA_DIR", str(tmp_path))
+    def peak(make): # bytes
+        tracemalloc.start()
+        n = make()
+        found = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return n, found
+    for one_by_one, whole in ((lambda: sum(1 for _ in pairs_of("openrubric_v2")), lambda: len(load("openrubric_v2", verbose=False))), (lambda: sum(1 for _ in pairs_of("verifiable", 250)), lambda: len(verifiable_pairs(250, seed=1)))):
+        one_by_one(), whole() # what is read once stays
+        (n, streamed), (m, held) = peak(one_by_one), peak(whole)
+        assert n == m >= 499 and streamed < held / 4
 
 
 def test_prompts_stay_on_one_side_and_nothing_is_cut(tmp_path):

@@ -13,7 +13,7 @@ from typing import Any
 from ..core.types import Item, as_text
 from .items import as_item
 from .records import RecordError, Where, records_at
-from .rubric_sets import RUBRIC_SETS, load_items
+from .rubric_sets import RUBRIC_SETS, stream_items
 from .sets import near_name
 
 # %% ../../nbs/data/05_rubric_records.ipynb #459321ef
@@ -54,10 +54,13 @@ def _of_file(path: str | Path, name: str) -> Iterator[Item]:
         if isinstance(item, RecordError): raise item
         yield item.replace(source=item.source or name)
 
+def _whole(found: Iterator[Item | RecordError]) -> Iterator[Item]: # of a public set, some of whose rows are known to be bad
+    return (i for i in found if not isinstance(i, RecordError))
+
 def _of_source(source: str, data_dir: str | None) -> Iterator[Item]:
     path = Path(source).expanduser()
-    if source in RUBRIC_SETS: yield from load_items(source, data_dir, verbose=False)
-    elif path.is_dir() and path.name in RUBRIC_SETS: yield from load_items(path.name, str(path.parent), verbose=False)
+    if source in RUBRIC_SETS: yield from _whole(stream_items(source, data_dir))
+    elif path.is_dir() and path.name in RUBRIC_SETS: yield from _whole(stream_items(path.name, str(path.parent)))
     elif path.is_dir():
         for f in _files(path):
             for item in _of_file(f, path.name): yield item.replace(id=f"{f.stem}/{item.id}")
@@ -67,7 +70,7 @@ def _of_source(source: str, data_dir: str | None) -> Iterator[Item]:
 
 def rubric_records(source: str, # a public set's name, a folder, a file, or `hf:owner/name?split=train`
                    data_dir: str | None = None, # where public sets lie
-                  ) -> Iterator[Item]: # prompts with rubrics; those of files one at a time
+                  ) -> Iterator[Item]: # prompts with rubrics, one at a time
     "Prompts with their rubrics. A rubric that stands beside several answers of its prompt comes once. Errors: RecordError for a bad line, FileNotFoundError, ValueError for an unknown name."
     seen: set[bytes] = set() # eight bytes a record
     for item in _of_source(source, data_dir):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RUBRIC_SETS', 'Beside', 'GAPS_POINTS', 'QUESTIONS', 'SIGHT_CATEGORIES', 'CONSTRAINTS', 'LANGUAGES', 'rows_of_set',
-           'constraint_text', 'label_counts', 'load_items']
+           'constraint_text', 'label_counts', 'stream_items', 'load_items']
 
 # %% ../../nbs/data/04_rubric_sets.ipynb #a6eb19fe
 import csv, json, re, zipfile
@@ -17,7 +17,7 @@ from ..core.settings import read_yaml, settings
 from ..core.types import SCALES, Item, read_label
 from .items import Items, as_item
 from .records import Found, RecordError, Where, prompt_key, rows_at
-from .sets import Records, Source, made_of, near_name, not_found, of_subset, parts_of, places_of, read_set, sample_prompts
+from .sets import Records, Source, collected, made_of, near_name, not_found, of_subset, parts_of, places_of, sample_prompts, stream_set
 from .verifiable import worded
 
 # %% ../../nbs/data/04_rubric_sets.ipynb #3af69757
@@ -367,6 +367,19 @@ def _summary(name: str, items: Items, source: Source) -> str:
             + (f" ({negative:,} of negative weight)" if negative else "") + f"; {labels}" + (f", {scores:,} human scores" if scores else "") + f"{skipped}; license: {source.license}")
 
 # %% ../../nbs/data/04_rubric_sets.ipynb #1ced5b0a
+def _stream(source: Source, subset: str | None, data_dir: str | None) -> Iterator[Item | RecordError]:
+    folder = data_dir or settings().data_dir or None
+    beside = _beside(source, folder)
+    values = lambda source, part, row, number, where: made_of(source, row, where, lambda r: _MAKE[source.name](part, r, number, where, beside), as_item)
+    return stream_set(source, parts_of(source, subset), folder, values, rows_of_set)
+
+def stream_items(name: str, # a name in `RUBRIC_SETS`
+                 data_dir: str | None = None, # as for `load_items`
+                ) -> Iterator[Item | RecordError]: # a RecordError for a bad row
+    "A public set with rubrics, one item at a time."
+    if name not in RUBRIC_SETS: raise near_name(name, RUBRIC_SETS, "set with rubrics")
+    return _stream(RUBRIC_SETS[name], None, data_dir)
+
 def load_items(name: str, # a name in `RUBRIC_SETS`
                data_dir: str | None = None, # folder that holds the sets' folders; the setting `data_dir` by default
                subset: str | None = None, # a part, a `meta["subset"]` or a `meta["section"]`
@@ -376,11 +389,9 @@ def load_items(name: str, # a name in `RUBRIC_SETS`
               ) -> Items: # the items; rows without one stand in `.skipped`
     "A public set with rubrics, from a local folder or from the hub. Errors: ValueError for an unknown name, FileNotFoundError where the set is nowhere."
     if name not in RUBRIC_SETS: raise near_name(name, RUBRIC_SETS, "set with rubrics")
-    source, folder = RUBRIC_SETS[name], data_dir or settings().data_dir or None
+    source = RUBRIC_SETS[name]
     if subset is not None and subset.startswith("_"): raise near_name(subset, [p for p in source.parts if p[0] != "_"], f"subset of {name}")
-    beside = _beside(source, folder)
-    values = lambda source, part, row, number, where: made_of(source, row, where, lambda r: _MAKE[name](part, r, number, where, beside), as_item)
-    found = of_subset(source, read_set(source, parts_of(source, subset), folder, values, Items, rows_of_set), subset)
+    found = of_subset(source, collected(_stream(source, subset, data_dir), Items), subset)
     items = found if limit is None else sample_prompts(found, limit, seed)
     if verbose: print(_summary(name, items, source))
     return items

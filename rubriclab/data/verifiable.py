@@ -10,11 +10,11 @@ __all__ = ['KINDS', 'MOVES', 'words', 'sentences', 'lines', 'numbers', 'times', 
            'repeated', 'forbidden_letter', 'no_repeated_word', 'starts_with', 'ends_with', 'one_of', 'equals',
            'palindrome', 'lowercase', 'uppercase', 'no_commas', 'quoted', 'ends_question', 'has_digits', 'no_digits',
            'no_exclamation', 'brackets', 'answer_number', 'constraints_of', 'checker', 'read_constraint', 'Topic',
-           'topics', 'Draft', 'Move', 'Balance', 'verifiable_pairs']
+           'topics', 'Draft', 'Move', 'Balance', 'stream_verifiable', 'verifiable_pairs']
 
 # %% ../../nbs/data/02_verifiable.ipynb #15c2761b
 import inspect, json, random, re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -141,7 +141,7 @@ def alphabetical(answer: str) -> bool:
       "The response is a JSON object whose keys are exactly: {keys}.")
 def json_keys(answer: str, keys: Sequence[str]) -> bool:
     try: found = json.loads(answer)
-    except ValueError: return False
+    except (ValueError, RecursionError): return False
     return isinstance(found, dict) and set(found) == set(keys)
 
 @kind("Write one line for each of these labels, in this order, as \"Label: text\": {keys}.",
@@ -506,26 +506,30 @@ class Balance:
         return pick
 
 # %% ../../nbs/data/02_verifiable.ipynb #16428c37
-def verifiable_pairs(n_prompts: int, # how many prompts; each has two pairs
-                     seed: int = 0, # the same seed gives the same pairs, and fewer prompts a beginning of them
-                    ) -> Table: # 2 n_prompts PreferencePairs with a reference rubric
-    "Prompts with checkable constraints, two independent pairs each: the chosen answer meets all constraints, the rejected one breaks one."
-    rng, balance, seen, pairs = random.Random(f"verifiable {seed}"), Balance(), set(), Table()
-    while len(pairs) < 2 * n_prompts:
+def stream_verifiable(n_prompts: int, seed: int = 0) -> Iterator[PreferencePair]: # as `verifiable_pairs`
+    "The same pairs one at a time."
+    rng, balance, seen, n = random.Random(f"verifiable {seed}"), Balance(), set(), 0 # of hashes
+    while n < n_prompts:
         topic = rng.choice(topics())
         found = _constraints(topic, rng)
         asks = _NOUNS if found[0].kind in ("comma_items", "alphabetical") else _ASKS
         prompt = " ".join([rng.choice(asks).format(topic.name), *(c.text for c in found)])
         good, bad = _pools(topic, rng, found)
-        if prompt in seen or len(good) < 3 or len(bad) < 3: continue
-        seen.add(prompt)
-        key = f"verifiable-{seed}-{len(pairs) // 2:05d}"
+        if hash(prompt) in seen or len(good) < 3 or len(bad) < 3: continue
+        seen.add(hash(prompt))
+        key = f"verifiable-{seed}-{n:05d}"
         meta = {"prompt_id": key, "family": MOVES[found[0].kind].family, "verifiable": True,
                 "constraints": [{"kind": c.kind, "args": dict(c.args)} for c in found]}
         rubric = Rubric(criteria=tuple(Criterion(text=c.criterion, kind="hard_rule") for c in found), source="reference")
         two = [balance.take(good, bad) for _ in "ab"]
         rng.shuffle(two)
         for letter, (chosen, rejected) in zip("ab", two):
-            pairs.append(PreferencePair(id=f"{key}-{letter}", prompt=prompt, chosen=chosen, rejected=rejected, source="verifiable",
-                                        rubric=rubric, meta=meta))
-    return pairs
+            yield PreferencePair(id=f"{key}-{letter}", prompt=prompt, chosen=chosen, rejected=rejected, source="verifiable",
+                                  rubric=rubric, meta=meta)
+        n += 1
+
+def verifiable_pairs(n_prompts: int, # how many prompts; each has two pairs
+                     seed: int = 0, # the same seed gives the same pairs, and fewer prompts a beginning of them
+                    ) -> Table: # 2 n_prompts PreferencePairs with a reference rubric
+    "Prompts with checkable constraints, two independent pairs each: the chosen answer meets all constraints, the rejected one breaks one."
+    return Table(stream_verifiable(n_prompts, seed))

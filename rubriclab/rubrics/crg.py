@@ -23,7 +23,7 @@ def preferred(pair: Pair, # a pair
     if isinstance(pair, PreferencePair): return pair
     if pair.label not in ("A", "B"): return Failure(reason="missing", detail=f"pair {pair.id}: contrast needs to know the better answer; its label is {pair.label}")
     better, worse = pair.answers if pair.label == "A" else pair.answers[::-1]
-    return PreferencePair(id=pair.id, prompt=pair.prompt, chosen=better, rejected=worse, source=pair.source, meta=pair.meta)
+    return PreferencePair(id=pair.id, prompt=pair.prompt, chosen=better, rejected=worse, source=pair.source, rubric=pair.rubric, meta=pair.meta)
 
 def _ranked(responses: Sequence[str]) -> str:
     "The answers in sections of their own, which none of them can close or open."

@@ -10,23 +10,24 @@ __all__ = ['Row', 'Rows', 'ROWS', 'TextData', 'pairs_of', 'generator_rows', 'jud
 # %% ../../nbs/training/05_rows.ipynb #d8213c35
 import hashlib, json, shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 from pydantic import Field
 from ..core.prompts import fill, template
 from ..core.settings import shipped
-from ..core.types import Chat, Item, Order, Pair, PreferencePair, Value
+from ..core.types import Chat, Failure, Item, Order, Pair, PreferencePair, Value
 from ..data.records import RecordError, as_pair, prompt_key, records_at, rows_at
 from ..data.rubric_records import rubric_records
 from ..data.rubric_sets import RUBRIC_SETS
-from ..data.sets import SETS, load
-from ..data.verifiable import verifiable_pairs
+from ..data.sets import SETS, stream_pairs
+from ..data.verifiable import stream_verifiable
 from ..engines.fake import unit
 from ..judges.margin import DIRECT, shown_orders, verdict_chat
 from ..judges.pairwise import PROMPTS
 from ..rubrics.c2 import candidate_chat
+from ..rubrics.crg import preferred
 from ..rubrics.rubricrag import Writing, points_text, rag_chat
 from .contrasts import CheckedContrast, broken_by, checked_contrast
 
@@ -56,25 +57,38 @@ def _wants_rules(request: Any) -> list[dict[str, str]]: return _asked(fill(templ
 def _wants_points(i: Item) -> list[dict[str, str]]: return _asked(rag_chat(i, [], Writing(most=len(i.rubric)))[0]) # as the zero-shot writer is asked
 
 # %% ../../nbs/training/05_rows.ipynb #38f5f68d
-def _good(found: Iterator[tuple[Any, Any]]) -> Iterator[Any]:
-    "Records; the first bad one is raised."
-    for _, record in found:
-        if isinstance(record, RecordError): raise record
-        yield record
+def _found(source: str, prompts: int, seed: int) -> Iterator[Pair | RecordError]: # an error is a row of a public set, some of whose rows are known to be bad
+    if source == "verifiable": yield from stream_verifiable(prompts, seed)
+    elif source in SETS: yield from stream_pairs(source)
+    else:
+        for _, record in records_at(source, as_pair):
+            if isinstance(record, RecordError): raise record
+            yield record
 
 def pairs_of(source: str, # `verifiable`, a public set's name, or a file
              prompts: int = 200, # of `verifiable`
              seed: int = 1, # of `verifiable`
             ) -> Iterator[Pair]: # one at a time
     "Pairs of a source, whatever their label."
-    if source == "verifiable": return iter(verifiable_pairs(prompts, seed=seed))
-    return iter(load(source, verbose=False)) if source in SETS else _good(records_at(source, as_pair))
+    return (p for p in _found(source, prompts, seed) if not isinstance(p, RecordError))
 
-def _pairs(d: TextData) -> Iterator[PreferencePair]:
-    fits = lambda p: isinstance(p, PreferencePair) and (d.longest is None or max(map(len, p.answers)) <= d.longest) and (d.kinds is None or broken_by(p).kind in d.kinds)
-    found = filter(fits, pairs_of(d.source, d.prompts, d.seed))
-    return found if d.source == "verifiable" else islice(found, d.prompts)
+def _unfit(p: Pair | RecordError, d: TextData) -> str | None: # why a pair is left out
+    if isinstance(p, RecordError): return "bad row"
+    if isinstance(preferred(p), Failure): return "no better answer is known"
+    if d.longest is not None and max(map(len, p.answers)) > d.longest: return "answer over longest"
+    return "other kinds" if d.kinds is not None and broken_by(p).kind not in d.kinds else None
 
+def _by_pair(d: TextData, rows_of: Callable[[PreferencePair], Iterable[Row]], once: bool = False) -> Rows:
+    "The rows of every pair that fits; of one that does not, why. `once`: of pairs of one prompt that follow each other only the first."
+    n, last = 0, None
+    for p in _found(d.source, d.prompts, d.seed):
+        if n == d.prompts and d.source != "verifiable": return
+        if why := _unfit(p, d): yield "", {"left out": why}; continue
+        key, n, before, last = prompt_key(p), n + 1, last, prompt_key(p)
+        if once and key == before: yield key, {"left out": "prompt again"}; continue
+        for row in rows_of(preferred(p)): yield key, row
+
+# %% ../../nbs/training/05_rows.ipynb #a3d1c0f7
 def _records(d: TextData) -> Iterator[Item]:
     name = str(shipped("data/clusters") / "records.jsonl") if d.source == "clusters" else d.source
     if name == "verifiable": raise ValueError("data, field source: verifiable prompts have rules and no points; give writes: rules, or clusters, a public set with rubrics, or a file")
@@ -96,48 +110,55 @@ def generator_rows(d: TextData) -> Rows:
         return
     if d.writes == "contrasts":
         for key, row in contrast_rows(d):
-            for name in ("chosen", "rejected"): yield key, {"prompt": row["prompt"], "completion": row[name]}
+            for end in (row[name] for name in ("chosen", "rejected") if name in row): yield key, {"prompt": row["prompt"], "completion": end}
+            if "left out" in row: yield key, row
         return
-    for p in _once(_pairs(d)): yield prompt_key(p), {"prompt": _wants_rules(p.prompt), "completion": _said(str(p.rubric))}
+    yield from _by_pair(d, lambda p: [{"prompt": _wants_rules(p.prompt), "completion": _said(str(_with_rubric(p).rubric))}], once=True)
 
-def _once(pairs: Iterator[PreferencePair]) -> Iterator[PreferencePair]:
-    "The first pair of each prompt that follows another; it must have a rubric."
-    last = None
-    for p in pairs:
-        if p.rubric is None: raise ValueError(f"pair {p.id}: it has no rubric to learn from; write them first: rubriclab crg IN OUT")
-        if (key := prompt_key(p)) != last: yield p
-        last = key
+def _with_rubric(p: PreferencePair) -> PreferencePair:
+    if p.rubric is None: raise ValueError(f"pair {p.id}: it has no rubric to learn from; write them first: rubriclab crg IN OUT")
+    return p
 
 # %% ../../nbs/training/05_rows.ipynb #b47ddb55
 def judge_rows(d: TextData) -> Rows:
     "Pairs to verdicts: with the reasons that were written, or the verdict alone (the control that says what reasons are worth), or a verifier's three parts."
-    if d.target == "trace": yield from _traced(d); return
-    if d.target == "verifier": yield from _verifier_targets(d); return
-    for p in _pairs(d):
-        for order in shown_orders(p, "random", d.seed):
-            prompt = PROMPTS["direct_rubric"] if p.rubric else DIRECT
-            yield prompt_key(p), {"prompt": _asked(verdict_chat(p, template(prompt), order, p.rubric)), "completion": _said(f"Winner: Response {_letter(order)}")}
+    if d.target == "verifier": return _by_contrast(d, lambda p, c: [{"prompt": asked, "completion": _three_parts(*rest)} for asked, *rest in _verifier_tasks(p, c, d.seed)])
+    if d.target == "trace" or _was_judged(d.source): return _of_verdicts(d)
+    return _by_pair(d, lambda p: [_verdict_alone(p, order) for order in shown_orders(p, "random", d.seed)])
 
 def _letter(order: Order) -> str: return "A" if order == "first" else "B" # of the better answer, which is the record's first
 
-def _traced(d: TextData) -> Rows:
+def _verdict_alone(p: PreferencePair, order: Order) -> Row:
+    return {"prompt": _asked(verdict_chat(p, template(PROMPTS["direct_rubric"] if p.rubric else DIRECT), order, p.rubric)), "completion": _said(f"Winner: Response {_letter(order)}")}
+
+def _was_judged(source: str) -> bool: # whether it is a file that `rubriclab judge` wrote
+    if source == "verifiable" or source in SETS: return False
+    _, row = next(iter(rows_at(source)), (None, {}))
+    return not isinstance(row, RecordError) and "verdicts" in row
+
+def _of_verdicts(d: TextData) -> Rows:
+    "Only what was right is worth learning. The control without reasons has the same pairs in the same orders."
     for row in _lines(d, "verdicts", "judge the file first: rubriclab judge IN OUT --readout generate"):
         pair = as_pair(row, row.pop("where"))
+        if why := _unfit(pair, d): yield "", {"left out": why}; continue
+        p, chosen_first = preferred(pair), pair.gold == pair.names[0]
         for v in row["verdicts"]:
-            if v.get("winner") != "chosen" or not v.get("rationale"): continue # only what was right is worth learning
-            chat = verdict_chat(pair, template(PROMPTS["rubric"] if pair.rubric else DIRECT), v["shown_first"], pair.rubric)
-            yield prompt_key(pair), {"prompt": _asked(chat), "completion": _said(v["rationale"])}
+            order = v["shown_first"] if chosen_first else _OTHER[v["shown_first"]] # of the better answer
+            why = "no verdict" if v.get("winner") is None else "wrong verdict" if v["winner"] != pair.gold else None if v.get("rationale") else "no reasons were written"
+            traced = lambda: {"prompt": _asked(verdict_chat(p, template(PROMPTS["rubric"] if p.rubric else DIRECT), order, p.rubric)), "completion": _said(v["rationale"])}
+            yield prompt_key(p), {"left out": why} if why else traced() if d.target == "trace" else _verdict_alone(p, order)
+
+_OTHER: dict[Order, Order] = {"first": "second", "second": "first"}
 
 # %% ../../nbs/training/05_rows.ipynb #ff1731b5
 def policy_rows(d: TextData) -> Rows:
     "Requests to answers."
-    for p in _pairs(d):
-        for text in (p.chosen,) if d.answers == "better" else (p.chosen, p.rejected): yield prompt_key(p), {"prompt": _turns(p.prompt), "completion": _said(text)}
+    return _by_pair(d, lambda p: [{"prompt": _turns(p.prompt), "completion": _said(text)} for text in ((p.chosen,) if d.answers == "better" else (p.chosen, p.rejected))])
 
 def pair_rows(d: TextData) -> Rows:
     "Pairs as they are, or as a judge sees them."
-    if d.labels == "judge": yield from _judged(d); return
-    for p in _pairs(d): yield prompt_key(p), {"prompt": _turns(p.prompt), "chosen": _said(p.chosen), "rejected": _said(p.rejected)}
+    if d.labels == "judge": return _judged(d)
+    return _by_pair(d, lambda p: [{"prompt": _turns(p.prompt), "chosen": _said(p.chosen), "rejected": _said(p.rejected)}])
 
 def _judged(d: TextData) -> Rows:
     for row in _lines(d, "verdicts", "judge the file first: rubriclab judge IN OUT --orders both"):
@@ -151,7 +172,7 @@ def _judged(d: TextData) -> Rows:
 def contrast_rows(d: TextData) -> Rows:
     "The helpful rubric over the misleading one."
     if d.source == "verifiable":
-        for p, c in _contrasts(d): yield prompt_key(p), {"prompt": _asked(candidate_chat(p, d.seed)), "chosen": _said(c.helpful), "rejected": _said(c.misleading)}
+        yield from _by_contrast(d, lambda p, c: [{"prompt": _asked(candidate_chat(p, d.seed)), "chosen": _said(c.helpful), "rejected": _said(c.misleading)}])
         return
     for row in _lines(d, "prompt", "give the dpo.jsonl that `rubriclab c2` writes"):
         for name in ("prompt", "chosen", "rejected"):
@@ -163,31 +184,28 @@ def _key(row: Row) -> str:
     if not isinstance(row.get("request"), str): raise RecordError(row["where"], "request", "is missing, so that rows of one prompt cannot be kept together", "write the file again: rubriclab c2 IN OUT (it takes its answers from the store)")
     return row["request"]
 
-def _contrasts(d: TextData) -> Iterator[tuple[PreferencePair, CheckedContrast]]:
-    for p in _pairs(d):
-        if (c := checked_contrast(p, d.seed)) is not None: yield p, c
+def _by_contrast(d: TextData, rows_of: Callable[[PreferencePair, CheckedContrast], Iterable[Row]]) -> Rows:
+    return _by_pair(d, lambda p: [{"left out": "no criterion misleads"}] if (c := checked_contrast(p, d.seed)) is None else rows_of(p, c))
 
 def verifier_grpo_rows(d: TextData) -> Rows:
     "A prompt, the better answer's letter, and the rubric's label where there is a rubric."
     if d.source == "verifiable":
-        for key, prompt, letter, label, _ in _verifier_tasks(d): yield key, {"prompt": prompt, "answer": letter, "rubric_label": label}
+        yield from _by_contrast(d, lambda p, c: [{"prompt": asked, "answer": letter, "rubric_label": label} for asked, letter, label, _ in _verifier_tasks(p, c, d.seed)])
         return
     for row in _lines(d, "prompt", "give the verifier.jsonl that `rubriclab c2` writes"):
         if not isinstance(row["prompt"], list) or row.get("answer") not in ("A", "B"): raise RecordError(row["where"], "answer", "is missing", "give the verifier.jsonl that `rubriclab c2` writes")
         yield _key(row), {"prompt": row["prompt"], "answer": row["answer"], "rubric_label": row.get("rubric_label")}
 
-def _verifier_tasks(d: TextData) -> Iterator[tuple[str, list[dict[str, str]], str, str | None, str]]: # key, prompt, letter, label, what a program sees
-    for p, c in _contrasts(d):
-        order = shown_orders(p, "random", d.seed)[0]
-        seen = f"Response {'B' if order == 'first' else 'A'} breaks this: {c.decides.criterion}"
-        for label, text in ((None, None), ("helpful", c.helpful), ("misleading", c.misleading)):
-            more = f" Nobody asked for this: {c.misleads.criterion}" if label == "misleading" else ""
-            yield prompt_key(p), _asked(verdict_chat(p, template("c2/verify" if label else "c2/direct"), order, text)), _letter(order), label, seen + more
+def _verifier_tasks(p: PreferencePair, c: CheckedContrast, seed: int) -> Iterator[tuple[list[dict[str, str]], str, str | None, str]]: # prompt, letter, label, what a program sees
+    order = shown_orders(p, "random", seed)[0]
+    seen = f"Response {'B' if order == 'first' else 'A'} breaks this: {c.decides.criterion}"
+    for label, text in ((None, None), ("helpful", c.helpful), ("misleading", c.misleading)):
+        more = f" Nobody asked for this: {c.misleads.criterion}" if label == "misleading" else ""
+        yield _asked(verdict_chat(p, template("c2/verify" if label else "c2/direct"), order, text)), _letter(order), label, seen + more
 
-def _verifier_targets(d: TextData) -> Rows:
-    for key, prompt, letter, label, seen in _verifier_tasks(d):
-        middle = f"<rubric>{label}</rubric>\n" if label else ""
-        yield key, {"prompt": prompt, "completion": _said(f"<analyze>{seen}</analyze>\n{middle}<answer>{letter}</answer>")}
+def _three_parts(letter: str, label: str | None, seen: str) -> list[dict[str, str]]:
+    middle = f"<rubric>{label}</rubric>\n" if label else ""
+    return _said(f"<analyze>{seen}</analyze>\n{middle}<answer>{letter}</answer>")
 
 # %% ../../nbs/training/05_rows.ipynb #39c0da26
 def generator_grpo_rows(d: TextData) -> Rows:
@@ -195,7 +213,7 @@ def generator_grpo_rows(d: TextData) -> Rows:
     if d.writes == "points":
         for i in _records(d): yield prompt_key(i), {"prompt": _wants_points(i), "rubric": _plain_rubric(i)}
         return
-    for p in _pairs(d): yield prompt_key(p), {"prompt": _wants_rules(p.prompt), "request": _text(p), "better": p.chosen, "worse": p.rejected}
+    yield from _by_pair(d, lambda p: [{"prompt": _wants_rules(p.prompt), "request": _text(p), "better": p.chosen, "worse": p.rejected}])
 
 def _text(p: PreferencePair) -> str:
     if isinstance(p.prompt, str): return p.prompt
@@ -206,7 +224,8 @@ def policy_grpo_rows(d: TextData) -> Rows:
     if d.source != "verifiable":
         for i in _records(d): yield prompt_key(i), {"prompt": _turns(i.prompt), "rubric": _plain_rubric(i)}
         return
-    for p in _once(_pairs(d)): yield prompt_key(p), {"prompt": _turns(p.prompt), "constraints": json.dumps([{"kind": c["kind"], "args": dict(c["args"])} for c in p.meta["constraints"]], default=list), "rubric": _plain_rubric(p)}
+    constraints = lambda p: json.dumps([{"kind": c["kind"], "args": dict(c["args"])} for c in p.meta["constraints"]], default=list)
+    yield from _by_pair(d, lambda p: [{"prompt": _turns(p.prompt), "constraints": constraints(p), "rubric": _plain_rubric(p)}], once=True)
 
 def _plain_rubric(i: Item | PreferencePair) -> list[dict[str, Any]]: return [{"text": c.text, "weight": float(c.weight)} for c in i.rubric.criteria]
 
@@ -220,7 +239,7 @@ def used_fields(kind: str, # in `ROWS`
                ) -> set[str]: # of `TextData`
     "Fields that a kind reads with these settings; the others are nothing to it."
     made = d.source == "verifiable"
-    pairs = {"generator-sft": d.writes == "rules" or d.writes == "contrasts" and made, "generator-grpo": d.writes != "points", "judge-sft": d.target != "trace", "policy-sft": True,
+    pairs = {"generator-sft": d.writes == "rules" or d.writes == "contrasts" and made, "generator-grpo": d.writes != "points", "judge-sft": True, "policy-sft": True,
              "reward-model": d.labels == "gold", "policy-dpo": d.labels == "gold"}.get(kind, made)
     return {"source", "prompts", "seed", "held_out", "tokens", "unseen"} | ({_OWN[kind]} if kind in _OWN else set()) | ({"longest"} if pairs else set()) | ({"kinds"} if pairs and made else set())
 
