@@ -41,6 +41,21 @@ def the_same_everywhere(scorer, texts):
 def test_the_same_values_alone_in_trls_form_pickled_in_threads_and_in_a_running_loop(scorer, texts): the_same_everywhere(scorer, texts)
 
 
+def test_an_engine_travels_by_its_name(tmp_path):
+    from rubriclab.core.store import Store
+    from rubriclab.engines.engine import Engine, engine
+    judge = engine(FAKE, Store(tmp_path / "store.sqlite"))
+    the_same_everywhere(ByRubric(judge), TEXTS)
+    again = pickle.loads(pickle.dumps(judge))
+    assert again.id == judge.id and again.store.path == tmp_path / "store.sqlite" and again.backend is judge.backend
+    with pytest.raises(pickle.PicklingError, match="was made by hand; open it by a name"): pickle.dumps(Engine(judge.backend))
+
+
+def test_a_repeating_writer_is_paid_nothing():
+    hopeless = ["[" * 5000, '{"rubric": ' * 3000, '{"criteria": [' + "[" * 4000]
+    assert MakesRight(FAKE)(PROMPTS[:3], hopeless, {k: v[:3] for k, v in COLUMNS.items()}) == [0.0] * 3
+
+
 def test_the_same_values_of_a_reward_model(tmp_path):
     pytest.importorskip("transformers", reason="needs the extra: pip install 'rubriclab[hf]'")
     from transformers import AutoModelForSequenceClassification

@@ -8,7 +8,7 @@ __all__ = ['SCHEMES', 'UNSTORED', 'Request', 'choices_in', 'ScoreRequest', 'Feat
            'parse_spec', 'engine']
 
 # %% ../../nbs/engines/00_engine.ipynb #9260535b
-import base64, hashlib, importlib, inspect, json, sys, threading
+import base64, hashlib, importlib, inspect, json, pickle, sys, threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
@@ -145,6 +145,7 @@ class Engine:
                 ) -> None:
         self.backend, self.store, self.progress, self.work = backend, store, progress, Work() # of the last call that computed anything
         self._sums, self._readings, self._lock = Counter(), Readings(), threading.Lock()
+        self.spec: str | None = None # the name it was opened by
         self.identity = json.dumps(backend.identity, sort_keys=True, ensure_ascii=False)
         self.id = f"{backend.name}-{key_of(self.identity)[:12]}"
 
@@ -152,6 +153,7 @@ class Engine:
     def name(self) -> str: return self.backend.name
     def __repr__(self) -> str: return f"Engine({self.name!r}, {'no store' if self.store is None else 'stored'})"
     def close(self) -> None: self.backend.close()
+    def __reduce__(self) -> tuple[Any, ...]: return _travels(self)
 
     def generate(self, chats: Sequence[Chat], # what to answer
                  n: int = 1, # samples a chat
@@ -300,6 +302,17 @@ def engine(spec: "str | Engine | None" = None, # a name, an engine, or None for 
     "The engine of that name."
     if isinstance(spec, Engine): return spec
     spec = spec or settings().engine
-    if parse_spec(spec)[0] in UNSTORED: return Engine(_backend(spec))
-    kept = Store(settings().store) if store is True else None if store is False else store
-    return Engine(_backend(spec), kept)
+    kept = None if store is False or parse_spec(spec)[0] in UNSTORED else Store(settings().store) if store is True else store
+    found = Engine(_backend(spec), kept)
+    found.spec = spec
+    return found
+
+# %% ../../nbs/engines/00_engine.ipynb #c41d07be
+def _travels(e: Engine) -> tuple[Any, ...]: # as `__reduce__` gives it
+    if e.spec is None: raise pickle.PicklingError(f"engine {e.name} was made by hand; open it by a name, engine(NAME), to send it to another process")
+    return _reopened, (e.spec, None if e.store is None else str(e.store.path), e.progress)
+
+def _reopened(spec: str, store: str | None, progress: bool) -> Engine:
+    found = engine(spec, Store(store) if store else False)
+    found.progress = progress
+    return found
