@@ -60,7 +60,9 @@ def test_recipes_for_gpus_are_planned_where_nothing_is_at_hand(name, monkeypatch
     ({"arg.max_steps": 3}, "no field 'arg'; did you mean 'args'"), ({"args.learning_rat": 1}, "args of TrainingArguments has no field 'learning_rat'; did you mean 'learning_rate'"), ({"args.seed": 1}, "no field 'seed'"),
     ({"data.prompt": 3}, "data has no field 'prompt'; did you mean 'prompts'"), ({"data.prompts": 0}, "data, field prompts"), ({"evaluation.item": 1}, "evaluation has no field 'item'"), ({"kind": "judge"}, "field kind"),
     ({"lora.rank": 4}, "lora has no field 'rank'"), ({"args.learning_rate": "fast"}, "field learning_rate: Input should be a valid number"), ({"args.max_steps": 2.5}, "field max_steps: Input should be a valid integer"),
-    ({"args.max_steps": "[1"}, "field args.max_steps, line 1: no YAML here")])
+    ({"args.max_steps": "[1"}, "field args.max_steps, line 1: no YAML here"), ({"args.do_predict": True}, "field do_predict: nothing reads it"), ({"args.hub_model_id": "a/b"}, "field hub_model_id: nothing reads it"),
+    ({"args.save_only_model": True}, "field save_only_model: a run that was stopped could not go on"), ({"args.ignore_data_skip": True}, "field ignore_data_skip"),
+    ({"dtype": "bfloat16"}, "recipe judge-head-smoke: dtype bfloat16 is for weights")])
 def test_no_field_is_ignored(given, says):
     with pytest.raises(ValueError, match="(?s)" + says.replace("(", r"\(")): plan_training(read_train_recipe(SMOKE, given))
 
@@ -177,6 +179,47 @@ def test_a_plan_for_gpus_needs_none(tmp_path):
     p = plan_training(read_train_recipe("policy-grpo-smoke", given), "h100") # a whole group is one completion on each of eight
     assert not p.guessed and p.weights == sum(x.numel() for x in net.parameters()) and p.steps == p.examples * 2
     with pytest.raises(ValueError, match="do not fit the 1024 places"): plan_training(read_train_recipe("policy-grpo-smoke", {**given, "data.tokens": 1024}), "h100")
+    assert plan_training(read_train_recipe("policy-grpo-smoke", {**given, "args.generation_batch_size": 8}), "h100").steps == p.steps # vLLM is not asked for here either
+    unused = {k: v for k, v in given.items() if k != "args.use_vllm"}
+    with pytest.raises(ValueError, match="field vllm_mode: it is read only with use_vllm: true"): plan_training(read_train_recipe("policy-grpo-smoke", unused), "h100")
+
+
+def test_a_plan_counts_what_each_gpu_holds_and_what_vllm_takes():
+    pytest.importorskip("trl", reason="needs the extra: pip install 'rubriclab[train]'")
+    plan = lambda gpu, **given: plan_training(read_train_recipe("policy-grpo-gpu", {"data.prompts": 100, **given}), gpu)
+    shared, cramped, small = plan("h100"), plan("h100", **{"args.vllm_gpu_memory_utilization": 0.05}), plan("rtx4090")
+    assert shared.fits and not shared.alone and "8 h100 that share it (ZeRO-3 or FSDP)" in str(shared)
+    assert not cramped.fits and "does NOT fit 8 h100" in str(cramped) # seven billion weights in a twentieth of the card
+    assert not small.fits and small.memory_gb == shared.memory_gb
+    assert plan_training(read_train_recipe("policy-sft-smoke", {"gpus": 2})).alone and "fits each of 2 a100" in str(plan_training(read_train_recipe("policy-sft-smoke", {"gpus": 2})))
+
+
+def test_a_run_starts_from_what_another_left(tmp_path):
+    pytest.importorskip("trl", reason="needs the extra: pip install 'rubriclab[train]'")
+    given = {"base": "run:start", "args.max_steps": 2, "args.save_steps": 2}
+    with pytest.raises(FileNotFoundError, match=f"train them first: rubriclab train start --out {tmp_path / 'start'}"): train("policy-sft-smoke", tmp_path / "next", given)
+    first = train("policy-sft-smoke", tmp_path / "start", {"args.max_steps": 2, "args.save_steps": 2})
+    done = train("policy-sft-smoke", tmp_path / "next", given)
+    assert done.before["held out"]["loss"] == pytest.approx(first.after["held out"]["loss"], abs=1e-3) # it is that model
+    assert json.loads((tmp_path / "next" / "recipe.json").read_text())["base"] == "run:start" # so that the folder can move
+    p = plan_training(read_train_recipe("policy-grpo-laptop", {"data.prompts": 12}))
+    assert p.guessed == ("policy-sft-laptop is not trained yet: this counts with its own base, smollm2",) and p.weights > 1e8
+
+
+def test_a_judges_rows_must_fit_the_model(tmp_path):
+    from rubriclab.training.recipe import random_llama, save_model
+    save_model(*random_llama(open_base("tiny")[1], 32, 1, 64), tmp_path / "base")
+    with pytest.raises(ValueError, match="of a row do not fit the 64 places"): plan_training(read_train_recipe(SMOKE, {"base": str(tmp_path / "base")}))
+
+
+def test_an_adapter_of_a_reward_model_scores_batches(tmp_path):
+    pytest.importorskip("trl", reason="needs the extra: pip install 'rubriclab[train]'")
+    from rubriclab.training.rewards import ByRewardModel
+    done = train("reward-model-smoke", tmp_path / "run", {"lora": {"r": 4, "target_modules": "all-linear"}})
+    config = json.loads((tmp_path / "run" / "start" / "config.json").read_text())
+    (tmp_path / "run" / "start" / "config.json").write_text(json.dumps(config | {"pad_token_id": None})) # as many a base has it
+    found = ByRewardModel(str(done.folder), device="cpu")(["Say it.", "Say it."], ["Here it is, and longer.", "No."], {})
+    assert len(found) == 2 and found[0] != found[1]
 
 
 def test_the_command_trains_and_says_what_it_was_worth(tmp_path):

@@ -88,15 +88,15 @@ def plot_gap(runs: Mapping[str, TrainResult], paid: str, watched: str, title: st
 
 # %% ../../nbs/lab/09_training.ipynb #96f35a87
 _BIASED = {"reward.by": "biased", "reward.words": 40, "reward.held_out": "checker"} # a judge that takes length for quality
-PLANTED: dict[str, tuple[str, str | None, dict[str, Any]]] = { # folder to recipe, the run that it starts from, and fields
-    "policy-sft-scratch": ("policy-sft-scratch", None, {}),
-    "policy-grpo-scratch": ("policy-grpo-scratch", "policy-sft-scratch", {"reward.held_out": "checker"}),
-    "policy-grpo-biased": ("policy-grpo-scratch", "policy-sft-scratch", _BIASED),
-    "policy-grpo-guarded": ("policy-grpo-scratch", "policy-sft-scratch", {**_BIASED, "reward.free_words": 24, "reward.per_word": 0.05}),
-    "generator-sft-scratch": ("generator-sft-scratch", None, {}),
-    "generator-dpo-scratch": ("generator-dpo-scratch", "generator-sft-scratch", {}),
-    "judge-sft-scratch": ("judge-sft-scratch", None, {}),
-    "verifier-grpo-scratch": ("verifier-grpo-scratch", "judge-sft-scratch", {})}
+PLANTED: dict[str, tuple[str, dict[str, Any]]] = { # folder to recipe and fields
+    "policy-sft-scratch": ("policy-sft-scratch", {}),
+    "policy-grpo-scratch": ("policy-grpo-scratch", {"reward.held_out": "checker"}),
+    "policy-grpo-biased": ("policy-grpo-scratch", _BIASED),
+    "policy-grpo-guarded": ("policy-grpo-scratch", {**_BIASED, "reward.free_words": 24, "reward.per_word": 0.05}),
+    "generator-sft-scratch": ("generator-sft-scratch", {}),
+    "generator-dpo-scratch": ("generator-dpo-scratch", {}),
+    "judge-sft-scratch": ("judge-sft-scratch", {}),
+    "verifier-grpo-scratch": ("verifier-grpo-scratch", {})}
 
 def train_recipes_into(names: Sequence[str], # of packaged recipes
                        folder: Path, # holds a folder for each; finished ones are read
@@ -109,11 +109,7 @@ def train_planted(folder: Path, # as for `train_recipes_into`
                   given: Mapping[str, Any] | None = None,
                  ) -> dict[str, TrainResult]:
     "The runs of `PLANTED`, each from what the one before it left."
-    runs: dict[str, TrainResult] = {}
-    for name, (recipe, start, fields) in PLANTED.items():
-        base = {"base": str(folder / start / "model")} if start else {} # as the recipes say it, so that runs of the command line are found
-        runs[name] = train(recipe, folder / name, {**base, **fields, **(given or {})})
-    return runs
+    return {name: train(recipe, folder / name, {**fields, **(given or {})}) for name, (recipe, fields) in PLANTED.items()}
 
 # %% ../../nbs/lab/09_training.ipynb #33553008
 @lru_cache(maxsize=2)

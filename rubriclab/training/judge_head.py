@@ -20,7 +20,7 @@ from ..engines.engine import Engine, engine
 from ..engines.hf import no_bars
 from ..judges.pointwise import Grading, grade
 from .labels import Prepared, labeled_items, prepare_labels
-from .recipe import TrainRecipe, TrainResult, base_of, curve_of, last_checkpoint, open_base, save_model, save_trained, trainer_args, typed_fields, with_lora, write_text
+from .recipe import TrainRecipe, TrainResult, base_of, curve_of, fits_context, kept_start, last_checkpoint, open_base, save_trained, trainer_args, typed_fields, with_lora, write_text
 
 if TYPE_CHECKING: import torch
 
@@ -114,6 +114,7 @@ def head_run(recipe: TrainRecipe, out: Path) -> HeadRun:
     set_seed(recipe.seed) # also for the weights of an adapter
     net, tokenizer = open_base(recipe.base, recipe.dtype)
     ready, texts, kinds = head_examples(recipe, tokenizer)
+    fits_context(max(len(e.ids) for e in ready.examples), net.config, recipe.base)
     return HeadRun(head_trainer(recipe, ready, net, tokenizer, out), tokenizer, ready, texts, kinds)
 
 # %% ../../nbs/training/03_judge_head.ipynb #af5ce5ff
@@ -149,5 +150,4 @@ def _exact(name: str) -> str: return name + ("&" if "?" in name else "?") + "dty
 def _untrained(recipe: TrainRecipe, out: Path) -> str: # an engine's name
     "The base as an engine; a random one is saved first."
     if recipe.base not in ("tiny", "scratch"): return recipe.base if recipe.base in WHEELS else f"hf:{recipe.base}"
-    save_model(*open_base(recipe.base), out / "start")
-    return f"hf:{out / 'start'}"
+    return f"hf:{kept_start(recipe, out)}"

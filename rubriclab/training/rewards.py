@@ -178,7 +178,9 @@ def _scalar(folder: str, device: str) -> tuple[Any, Any]:
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
     with no_bars(): net = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1, dtype=torch.float32)
-    return net.eval().to(device), AutoTokenizer.from_pretrained(folder, padding_side="right")
+    tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="right")
+    net.config.pad_token_id = tokenizer.pad_token_id # an adapter's folder keeps no configuration, and the base's may name none
+    return net.eval().to(device), tokenizer
 
 @dataclass
 class ByRewardModel:

@@ -15,7 +15,7 @@ from ..core.types import Value
 from ..engines.bundled import WHEELS
 from ..engines.gpus import known_gpu, weights_in
 from .judge_head import HeadRun, head_run, train_judge_head
-from .recipe import TrainRecipe, TrainResult, check_processes, lora_of, open_base, random_llama, rank, read_train_recipe, save_model, with_lora, write_text
+from .recipe import TrainRecipe, TrainResult, begun_from, check_processes, fits_context, lora_of, open_base, random_llama, rank, read_train_recipe, save_model, with_lora, write_text
 from .rows import ROWS
 from .text import TextRun, fits, paid_by, text_args, text_data, text_trainer, train_text, trl_name
 
@@ -33,7 +33,7 @@ def train(recipe: TrainRecipe | str | Path, # a recipe, a packaged one's name, o
     check_processes(r)
     _same_recipe(r, folder)
     if (done := folder / "result.json").is_file(): return TrainResult.from_json(done.read_text(encoding="utf-8"))
-    result = TRAINERS[r.kind](r, folder)
+    result = TRAINERS[r.kind](begun_from(r, folder.parent), folder)
     if rank() == 0: write_text(folder / "result.json", result.to_json())
     return result
 
@@ -58,14 +58,15 @@ class TrainPlan(Value):
     memory_gb: float # weights, a reference where one is held, gradients, moments over all GPUs; activations come on top
     gpu: str
     gpus: int
-    fits: bool
+    fits: bool # on all GPUs together, beside what vLLM takes where it writes on the same ones
+    alone: bool # on each of them, so that nothing needs to be shared out
     hours: float # of one GPU, over all of them together
     disk_gb: float # checkpoints with their moments, and what is left in the end
     guessed: tuple[str, ...] = () # what was not at hand, and what stood in for it
 
     def __str__(self) -> str:
         out = ", ".join(f"{n:,} {k}" for k, n in self.left_out.items()) or "none"
-        on = f"one {self.gpu}" if self.gpus == 1 else f"{self.gpus} {self.gpu} that share them"
+        on = f"one {self.gpu}" if self.gpus == 1 else f"each of {self.gpus} {self.gpu}" if self.alone else f"{self.gpus} {self.gpu}" + " that share it (ZeRO-3 or FSDP)" * self.fits
         return (f"{self.examples:,} examples (left out: {out}), {self.steps:,} steps, {self.tokens:,} tokens\n{self.weights / 1e6:,.0f} million weights, {self.trained / 1e6:,.1f} million of them trained; "
                 f"{self.memory_gb:,.1f} GB and activations, {'which fits' if self.fits else 'which does NOT fit'} {on}; about {self.hours:.2f} GPU hours at {USED:.0%} of its peak; {self.disk_gb:,.1f} GB of checkpoints" + "".join(f"\n{g}" for g in self.guessed))
 
@@ -83,7 +84,19 @@ def plan_training(recipe: TrainRecipe, # what to do
                  ) -> TrainPlan:
     "Check every field, build the first batch where the model is at hand, and count."
     known_gpu(gpu)
-    with tempfile.TemporaryDirectory() as folder: return _counted((_opened if recipe.base in ("tiny", "scratch", *WHEELS) else _sketched)(recipe, Path(folder)), recipe, gpu)
+    recipe, guessed = _with_base(recipe)
+    with tempfile.TemporaryDirectory() as folder: found = (_opened if recipe.base in ("tiny", "scratch", *WHEELS) else _sketched)(recipe, Path(folder))
+    return _counted(found._replace(guessed=(*guessed, *found.guessed)), recipe, gpu)
+
+def _with_base(recipe: TrainRecipe) -> tuple[TrainRecipe, list[str]]: # and what was guessed
+    "What a run left that is to be started from; before it is there, what that run itself starts from."
+    guessed = []
+    while (name := recipe.base.removeprefix("run:")) != recipe.base:
+        try: return begun_from(recipe, Path(settings().results_dir) / "train"), guessed
+        except FileNotFoundError:
+            recipe = recipe.replace(base=read_train_recipe(name).base)
+            guessed.append(f"{name} is not trained yet: this counts with its own base, {recipe.base}")
+    return recipe, guessed
 
 def _opened(recipe: TrainRecipe, folder: Path) -> _Sizes: # of a model that is small enough to be made or read
     run, report = _begun(_planned_args(recipe), folder)
@@ -107,6 +120,7 @@ def _sketched(recipe: TrainRecipe, folder: Path) -> _Sizes:
     if recipe.lora is not None: lora_of(recipe)
     if recipe.kind != "judge-head": _checked_text(recipe, folder, config)
     report, args = _first_batch(recipe, folder, tokenizer, guessed)
+    if recipe.kind == "judge-head": fits_context(report["tokens"]["most"], config, recipe.base)
     weights = _weights(recipe.base, config)
     return _Sizes(report, args, weights, weights if recipe.lora is None else _adapted(recipe, config, weights, guessed), tuple(guessed))
 
@@ -134,9 +148,9 @@ def _adapted(recipe: TrainRecipe, config: Any, weights: int, guessed: list[str])
 # %% ../../nbs/training/07_run.ipynb #cdf0b42e
 def _planned_args(recipe: TrainRecipe) -> TrainRecipe:
     "So that a configuration for GPUs can be built where there is none, by one process that takes the batch of all."
-    args = {**recipe.args, "use_cpu": True, "bf16": False}
+    args = {**recipe.args, "use_cpu": True, "bf16": False} | ({"use_vllm": False} if "use_vllm" in recipe.args else {})
     if recipe.kind.endswith("grpo") and "generation_batch_size" not in args:
-        args |= {"use_vllm": False, "steps_per_generation": args.get("steps_per_generation", args.get("gradient_accumulation_steps", 1)) * recipe.gpus}
+        args |= {"steps_per_generation": args.get("steps_per_generation", args.get("gradient_accumulation_steps", 1)) * recipe.gpus}
     return recipe.replace(args=args)
 
 def _checked_text(recipe: TrainRecipe, folder: Path, config: Any) -> None:
@@ -158,6 +172,12 @@ def _first_batch(recipe: TrainRecipe, folder: Path, tokenizer: Any, guessed: lis
     return report, run.trainer.args
 
 # %% ../../nbs/training/07_run.ipynb #e6ef0afd
+def _free_gb(recipe: TrainRecipe, args: Any, gb: float, weights: int) -> float: # of one GPU
+    "What vLLM leaves, where it writes on the GPUs that train; nothing where its share is too small for the weights in 16 bits."
+    if not recipe.args.get("use_vllm") or args.vllm_mode != "colocate": return gb
+    taken = gb * args.vllm_gpu_memory_utilization
+    return gb - taken if 2.2 * weights / 1e9 < taken * args.vllm_tensor_parallel_size else 0.0
+
 def _counted(found: _Sizes, recipe: TrainRecipe, gpu: str) -> TrainPlan:
     report, args, g = found.report, found.args, known_gpu(gpu)
     n, batch = report["examples"], args.per_device_train_batch_size * args.gradient_accumulation_steps * recipe.gpus # completions, of GRPO
@@ -167,6 +187,7 @@ def _counted(found: _Sizes, recipe: TrainRecipe, gpu: str) -> TrainPlan:
     tokens = round(steps * batch * (2 if name in ("DPO", "Reward") else 1) * (report["tokens"]["total"] / (n + report.get("test", 0)) + getattr(args, "max_completion_length", 0))) # GRPO writes as much at most
     reference = recipe.lora is None and (name == "DPO" or name == "GRPO" and args.beta != 0) # with an adapter it is the model without it
     memory = ((2 if recipe.dtype == "bfloat16" else 4) * found.weights * (1 + reference) + 12 * found.trained) / 1e9
+    free = _free_gb(recipe, args, g.gb, found.weights)
     kept = args.save_total_limit or (max(1, int(steps // args.save_steps)) if args.save_steps >= 1 else 1)
-    return TrainPlan(steps=steps, examples=n, left_out=report["left out"], tokens=tokens, weights=found.weights, trained=found.trained, memory_gb=memory, gpu=gpu, gpus=recipe.gpus, fits=memory * 1.3 < g.gb * recipe.gpus,
+    return TrainPlan(steps=steps, examples=n, left_out=report["left out"], tokens=tokens, weights=found.weights, trained=found.trained, memory_gb=memory, gpu=gpu, gpus=recipe.gpus, fits=memory * 1.3 < free * recipe.gpus, alone=memory * 1.3 < free,
                      hours=FLOPS[name] * found.weights * tokens / (g.tflops * 1e12 * USED) / 3600, disk_gb=(12 * kept + 4) * found.trained / 1e9, guessed=found.guessed)

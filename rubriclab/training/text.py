@@ -7,7 +7,7 @@ __all__ = ['PaidBy', 'paid_for', 'counted_fields', 'reward_of', 'check_columns',
            'text_args', 'text_data', 'paid_by', 'fits', 'check_mask', 'quiet', 'train_text']
 
 # %% ../../nbs/training/06_text.ipynb #374fcb7b
-import copy, tempfile, time
+import copy, time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import import_module
@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 from ..core.types import Value
 from ..engines.hf import no_bars
 from .rewards import ByRubric, Checked, Distinct, LengthPenalty, LikeHuman, Longer, MakesRight, Mixed, PointLines, Reward, Scorer, Veto, VerifierTargets, WithinLength
-from .recipe import TrainRecipe, TrainResult, base_folder, base_of, curve_of, last_checkpoint, open_base, rank, save_model, save_trained, trainer_args, typed_fields, with_lora
+from .recipe import TrainRecipe, TrainResult, base_folder, base_of, curve_of, fits_context, kept_start, last_checkpoint, open_base, rank, save_trained, trainer_args, typed_fields, with_lora
 from .rows import ROWS, Split, TextData, split_rows, used_fields
 
 # %% ../../nbs/training/06_text.ipynb #1f25b918
@@ -101,7 +101,7 @@ def text_trainer(recipe: TrainRecipe, # of a kind in `ROWS`
     d, name = text_data(recipe), trl_name(recipe.kind)
     args = text_args(recipe, d, out) # refused before anything is loaded
     set_seed(recipe.seed) # also for new weights: of an adapter, of a scalar head
-    net, tokenizer = _base(recipe)
+    net, tokenizer = _base(recipe, out)
     fits(recipe, d, args, net.config)
     split = split_rows(ROWS[recipe.kind](d), d, tokenizer, out / f"rows-{rank()}") # each process its own, of the same rows
     for r in (rewards := paid_by(recipe, d)): check_columns(r, recipe.reward.get("held_out"), split.train.column_names)
@@ -137,19 +137,16 @@ def _all_used(given: Mapping[str, Any], used: Iterable[str], what: str, who: str
 
 def fits(recipe: TrainRecipe, d: TextData, args: Any, config: Any) -> None:
     "ValueError for what would fail an hour in: more tokens than the model has places, or groups that do not divide a batch."
-    places, written, group = getattr(config, "max_position_embeddings", None), getattr(args, "max_completion_length", 0) or 0, getattr(args, "num_generations_eval", None) or getattr(args, "num_generations", 1)
+    written, group = getattr(args, "max_completion_length", 0) or 0, getattr(args, "num_generations_eval", None) or getattr(args, "num_generations", 1)
     tested = args.per_device_eval_batch_size * recipe.gpus # TRL looks at it only where it evaluates by itself
     if tested % group: raise ValueError(f"args, field per_device_eval_batch_size: {args.per_device_eval_batch_size} on {recipe.gpus} GPU{'s' * (recipe.gpus > 1)} are no whole groups of num_generations={group}; set it to {group}")
-    if places and d.tokens + written > places: raise ValueError(f"data, field tokens: {d.tokens} of a row" + (f" and max_completion_length={written}" if written else "") + f" do not fit the {places} places of {recipe.base}; lower one of them")
+    fits_context(d.tokens, config, recipe.base, written)
 
 # %% ../../nbs/training/06_text.ipynb #05235e8c
-def _base(recipe: TrainRecipe) -> tuple[Any, Any]:
+def _base(recipe: TrainRecipe, out: Path) -> tuple[Any, Any]:
     "The model; for a reward model with a scalar head in place of the vocabulary's."
     if recipe.kind != "reward-model": return open_base(recipe.base, recipe.dtype)
-    if recipe.base not in ("tiny", "scratch"): return _with_scalar(base_folder(recipe.base))
-    with tempfile.TemporaryDirectory() as folder:
-        save_model(*open_base(recipe.base), Path(folder) / "base")
-        return _with_scalar(str(Path(folder) / "base"))
+    return _with_scalar(base_folder(recipe.base) if recipe.base not in ("tiny", "scratch") else kept_start(recipe, out))
 
 def _with_scalar(folder: str) -> tuple[Any, Any]:
     import torch
