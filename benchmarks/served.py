@@ -2,12 +2,14 @@
 
     python benchmarks/served.py            three runs of each
     python benchmarks/served.py --quick    2,000 requests, one run
+    python benchmarks/served.py --small    64 requests, 8 at once for .05 s, one run: shows only that it runs
 
 `queue`: what comes beyond 256 waits at the server. `refuse`: it is refused with 429, and the client, which is allowed 2,048, must find out. The ideal time is requests / 256 seconds. CPU time is that of the
-client's process, all of it: prompts, keys, connections, replies, with and without the store. Bars: 1.15 and 1.5 of the ideal time; 1 ms of CPU a request; no memory that grows with the requests.
+client's process, all of it: prompts, keys, connections, replies, with and without the store. Bars: 1.15 and 1.5 of the ideal time; 1 ms of CPU a request; no memory that grows with the requests. `refused` counts the replies 429.
 """
 import json, resource, statistics, subprocess, sys, tempfile, time
 from pathlib import Path
+from typing import NamedTuple
 from waiting import waiting
 
 ROOM, SECONDS = 256, 1.0
@@ -21,30 +23,44 @@ def client(port: int, n: int, bound: int, stored: bool) -> dict[str, float]:
     from rubriclab.engines.engine import Engine
     with tempfile.TemporaryDirectory() as d:
         e = Engine(open_backend(f"toy@http://127.0.0.1:{port}", concurrency=str(bound)), Store(Path(d, "store.sqlite")) if stored else None, progress=False)
-        chats = [Chat.user(f"Request {i}: which of two answers is better?\n" + "It says one thing and then another. " * 20, prefill="Winner:") for i in range(n)]
+        chats = [Chat.user(f"Request {i}: which of two answers is better?\n" + "It says one thing and then another. " * 20) for i in range(n)]
         before, start, cpu = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter(), time.process_time()
         found = e.generate(chats, max_tokens=8)
         wall, cpu = time.perf_counter() - start, time.process_time() - cpu
+        refused = e.backend.running.gate.refused # closing forgets it
         e.close()
-        assert all(isinstance(r, Completion) for r, in found)
-    return {"ratio": wall / (n / ROOM * SECONDS), "cpu_ms": cpu / n * 1e3, "mib": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024, "refused": e.backend.running.gate.refused if e.backend.running else 0}
+        assert all(isinstance(r, Completion) for r, in found), next(r for r, in found if not isinstance(r, Completion))
+    return {"seconds": wall, "cpu_ms": cpu / n * 1e3, "mib": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024, "refused": refused}
 
 
-def measure(kind: str, n: int, bound: int, stored: bool) -> dict[str, float]:
-    with waiting(SECONDS, ROOM, kind == "refuse") as port:
-        done = subprocess.run([sys.executable, __file__, "--client", port, str(n), str(bound), str(int(stored))], check=True, capture_output=True, text=True)
-    return json.loads(done.stdout.splitlines()[-1])
+class Form(NamedTuple):
+    "How large a benchmark is."
+    requests: int
+    runs: int
+    room: int = ROOM
+    seconds: float = SECONDS
 
 
-def main(quick: bool) -> None:
-    n, runs = (2_000, 1) if quick else (10_000, 3)
-    print(f"{'server':<8}{'store':<7}{'requests':>9}{'of the ideal time':>19}{'CPU ms a request':>18}{'MiB more':>10}")
-    for kind, bound, stored, count in (("queue", ROOM, False, n), ("queue", ROOM, True, n), ("queue", ROOM, True, n // 4), ("refuse", 2048, False, n)):
-        found = [measure(kind, count, bound, stored) for _ in range(runs)]
+FORMS = {"--quick": Form(2_000, 1), "--small": Form(64, 1, room=8, seconds=0.05)}
+
+
+def measure(form: Form, kind: str, n: int, bound: int, stored: bool) -> dict[str, float]:
+    with waiting(form.seconds, form.room, kind == "refuse") as port:
+        done = subprocess.run([sys.executable, __file__, "--client", port, str(n), str(bound), str(int(stored))], stdout=subprocess.PIPE, text=True) # what it says went wrong is read as it comes
+    if done.returncode: sys.exit(f"{kind}, {n:,} requests: the client failed")
+    found = json.loads(done.stdout.splitlines()[-1])
+    return {"ratio": found["seconds"] / (n / form.room * form.seconds), **found}
+
+
+def main(form: Form) -> None:
+    n, room = form.requests, form.room
+    print(f"{'server':<8}{'store':<7}{'requests':>9}{'of the ideal time':>19}{'CPU ms a request':>18}{'MiB more':>10}{'refused':>9}")
+    for kind, bound, stored, count in (("queue", room, False, n), ("queue", room, True, n), ("queue", room, True, n // 4), ("refuse", 8 * room, False, n)):
+        found = [measure(form, kind, count, bound, stored) for _ in range(form.runs)]
         middle = {k: statistics.median(f[k] for f in found) for k in found[0]}
-        print(f"{kind:<8}{'yes' if stored else 'no':<7}{count:>9,}{middle['ratio']:>19.3f}{middle['cpu_ms']:>18.3f}{middle['mib']:>10.0f}", flush=True)
+        print(f"{kind:<8}{'yes' if stored else 'no':<7}{count:>9,}{middle['ratio']:>19.3f}{middle['cpu_ms']:>18.3f}{middle['mib']:>10.0f}{middle['refused']:>9,.0f}", flush=True)
 
 
 if __name__ == "__main__":
     if "--client" in sys.argv: print(json.dumps(client(int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]), sys.argv[5] == "1")))
-    else: main("--quick" in sys.argv)
+    else: main(next((form for name, form in FORMS.items() if name in sys.argv), Form(10_000, 3)))
