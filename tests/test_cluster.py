@@ -1,5 +1,5 @@
 """Batch commands on Ray: the same files as in one process, one store for all workers, errors in one line."""
-import json, os, subprocess, sys, time
+import json, os, re, subprocess, sys, time
 from pathlib import Path
 import psutil, pytest
 from conftest import COMMAND, command
@@ -52,14 +52,14 @@ def several(commands, cache): # in one process, so that they share what they sta
 
 @pytest.fixture(scope="module")
 def both(files, tmp_path_factory):
-    "Every command here and on Ray, then one again, then one that is wrong; what Ray's said."
+    "Every command here and on Ray, then one again, then one that is wrong; the folder and what both said."
     d = tmp_path_factory.mktemp("both")
     write_rows(d / "lists.jsonl", [{"id": "r1", "prompt": "Name a moon.", "responses": ["Titan", "Mars", "none"]}])
     ray = ("--ray", "local", "--workers", "2")
     todo = lambda where, more: [(what, files / source, d / where / name, *how, *more) for name, (what, source, *how) in COMMANDS.items()]
-    several(todo("here", ()), d / "a")
+    here = several(todo("here", ()), d / "a")
     again = (*todo("there", ray)[list(COMMANDS).index("judge")][:2], d / "again.jsonl", *COMMANDS["judge"][2:], "--ray", "local", "--workers", "1:2") # a pool that may grow
-    return d, several([*todo("there", ray), again, ("judge", d / "lists.jsonl", d / "out.jsonl", "-e", WORLD, *ray)], d / "b")
+    return d, here, several([*todo("there", ray), again, ("judge", d / "lists.jsonl", d / "out.jsonl", "-e", WORLD, *ray)], d / "b")
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -69,12 +69,18 @@ def test_the_same_file_as_in_one_process(name, both):
 
 
 def test_there_is_one_store_for_all_workers(both):
-    d, said = both
+    d, _, said = both
     assert (d / "again.jsonl").read_text() == (d / "there/judge").read_text() and " 0 computed" in said.stdout.split(str(d / "there/rubricrag"))[-1], said.stdout
 
 
+def test_two_roles_of_one_engine_are_counted_apart(both):
+    _, *said = both
+    here, there = ([re.findall(r"(\w+): ([\d,]+) calls", line) for line in x.stdout.splitlines() if " calls, " in line][:len(COMMANDS)] for x in said)
+    assert here == there and [role for role, _ in here[0]] == ["writer", "filter"], (here, there)
+
+
 def test_an_error_of_a_worker_is_one_line(both, tmp_path):
-    _, said = both
+    _, _, said = both
     assert said.stdout.splitlines()[-1] == "exit 2" and "record 'r1' is a ranking" in said.stderr and "Traceback" not in said.stderr, said.stderr[-1500:]
     done = command("judge", tmp_path / "none.jsonl", tmp_path / "out.jsonl", "-e", WORLD, "--ray", "local", "--workers", "none")
     assert done.returncode == 2 and "give a number such as 4" in done.stderr

@@ -108,9 +108,9 @@ class Cluster:
         spec = spec or settings().engine
         if spec not in self.known:
             ask = ray.remote(num_gpus=self.gpus, num_cpus=self.cpus, runtime_env=self.env, max_calls=1)(_identify)
-            try: self.known[spec] = Far(part := on_part(spec, self.gpus), *ray.get(ask.remote(part)))
+            try: self.known[spec] = (part := on_part(spec, self.gpus), *ray.get(ask.remote(part)))
             except ray.exceptions.RayTaskError as e: raise _own(e) from None
-        return self.known[spec]
+        return Far(*self.known[spec]) # each with a tally of its own, since one name may have two roles
 
     def block(self, records: int) -> int: return max(1, min(256, -(-records // (8 * self.workers[1]))))
 
