@@ -1,16 +1,21 @@
 """Batch commands on Ray: the same files as in one process, one store for all workers, errors in one line."""
-import json, os, re, subprocess, sys, time
+import asyncio, json, os, re, subprocess, sys, time
 from pathlib import Path
+from types import SimpleNamespace
 import psutil, pytest
 from conftest import COMMAND, command
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 from waiting import waiting
 
-pytest.importorskip("ray", reason="needs the extra: pip install 'rubriclab[ray]'")
+ray = pytest.importorskip("ray", reason="needs the extra: pip install 'rubriclab[ray]'")
+from rubriclab.core.types import Usage
 from rubriclab.data.records import write_rows
 from rubriclab.engines.fake import World
+from rubriclab.engines.flow import Budget
+from rubriclab.lab import cluster
 from rubriclab.lab.c2 import planted_c2
+from rubriclab.lab.cluster import Cluster, RemotePurse, Service
 
 WORLD = "fake:world?seed=4"
 
@@ -154,8 +159,88 @@ def test_vllm_inside_of_a_worker_that_has_a_part_of_a_gpu(files, tmp_path):
 def test_a_budget_is_that_of_the_run(files, tmp_path):
     with waiting(0.05) as port: # 204 tokens a reply
         spec = f"api:toy@http://127.0.0.1:{port}?tokens=20000&concurrency=2"
-        done = command("judge", files / "pairs.jsonl", tmp_path / "out.jsonl", "-e", spec, "--method", "direct", "--readout", "generate", "--orders", "both", "--max-tokens", "8", "--ray", "local", "--workers", "2", RUBRICLAB_CACHE_DIR=str(tmp_path), RAY_AUTH_MODE="disabled")
+        done = command("judge", files / "pairs.jsonl", tmp_path / "out.jsonl", "-e", spec, "--method", "direct", "--readout", "generate", "--orders", "both", "--max-tokens", "8", "--ray", "local", "--workers", "1:8", RUBRICLAB_CACHE_DIR=str(tmp_path), RAY_AUTH_MODE="disabled")
     assert done.returncode == 0, done.stderr[-2000:]
     verdicts = [v for line in open(tmp_path / "out.jsonl") for v in json.loads(line)["verdicts"]]
     answered = sum(not v.get("failure") for v in verdicts)
-    assert len(verdicts) == 180 and 60 <= answered <= 20000 // 204 and {v["failure"]["reason"] for v in verdicts if v.get("failure")} == {"budget"}
+    assert len(verdicts) == 180 and 60 <= answered <= 20000 // 204 and {v["failure"]["reason"] for v in verdicts if v.get("failure")} == {"budget"} # fewer than eight workers find room
+
+
+def _purses(budget, workers=("w1", "w2")): # of workers that share a service, which is here
+    service = Service(None)
+    there = SimpleNamespace(take=SimpleNamespace(remote=service.take), settle=SimpleNamespace(remote=service.settle))
+    return service, *(RemotePurse(there, "api:toy", w, budget, None) for w in workers)
+
+
+def test_workers_pay_from_one_purse():
+    async def paying():
+        service, a, b = _purses(Budget(tokens=100))
+        assert await a.take(one := object(), 40, 20) is None
+        waits = asyncio.create_task(b.take(two := object(), 40, 20))
+        await asyncio.sleep(0.01)
+        assert not waits.done() # 60 are held back, and may come out cheaper
+        a.settle(one, Usage(prompt_tokens=20))
+        assert await waits is None
+        b.settle(two, None)
+        poor = await a.take(one, 40, 20)
+        assert poor.reason == "budget" and "80 tokens" in poor.detail, poor
+        assert await b.take(two, 10, 10) is None
+        service.begin("w2", 0) # it was killed, and begins again
+        assert "100 tokens" in (await a.take(one, 1, 1)).detail
+    asyncio.run(paying())
+
+
+def test_what_a_killed_worker_waited_for_is_not_held():
+    async def paying():
+        service, a, b = _purses(Budget(tokens=100))
+        assert await a.take(one := object(), 40, 20) is None
+        waits = asyncio.create_task(b.take(object(), 40, 20))
+        await asyncio.sleep(0.01)
+        service.begin("w2", 0)
+        a.settle(one, Usage())
+        await waits
+        assert not service.purses["api:toy"].held and await a.take(one, 50, 50) is None
+    asyncio.run(paying())
+
+
+def test_a_deadline_is_that_of_the_run():
+    async def paying():
+        service, a, b = _purses(Budget(seconds=60))
+        assert await a.take(one := object(), 1, 1) is None and b.left() == 60
+        service.purses["api:toy"].start -= 100 # the first request was so long ago
+        assert "deadline of 60 s" in (await b.take(object(), 1, 1)).detail and b.left() < 0
+    asyncio.run(paying())
+
+
+DEADLY = """
+import os
+from rubriclab.lab.batch import Task
+from rubriclab.lab.cluster import Cluster
+def make(engines):
+    def step(items, first):
+        if 5 in items: os._exit(1)
+        return [{"n": n} for n in items]
+    return step
+cluster = Cluster("local", store=False)
+try:
+    for lines in cluster.run(Task(make, {"judge": cluster.engine("fake:world?seed=4")}), iter([(0, [0, 1, 2]), (3, [3, 4, 5]), (6, [6])])): print(lines)
+except RuntimeError as e: print(e)
+"""
+
+
+def test_a_block_that_ends_every_worker_ends_the_run(tmp_path):
+    done = subprocess.run([sys.executable, "-c", DEADLY], capture_output=True, text=True, timeout=400, env={**os.environ, "RUBRICLAB_CACHE_DIR": str(tmp_path), "RAY_AUTH_MODE": "disabled"})
+    said = [line for line in done.stdout.splitlines() if not line.startswith(("\x1b", "("))] # Ray's own go between
+    assert done.returncode == 0 and said[0] == "[{'n': 0}, {'n': 1}, {'n': 2}]" and said[1].startswith("records 4 to 6: 4 workers ended while they did them") and len(said) == 2, (done.stdout, done.stderr[-2000:])
+
+
+def test_a_worker_that_fits_no_machine(monkeypatch, capsys):
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 8.0, "GPU": 1.0}}, {"Alive": True, "Resources": {"CPU": 8.0, "GPU": 1.0}}, {"Alive": False, "Resources": {"CPU": 64.0, "GPU": 8.0}}])
+    monkeypatch.setattr(cluster, "_service", lambda path: None)
+    with pytest.raises(ValueError, match="needs 2 GPUs and 1 CPU, and Ray sees 1 GPU and 8 CPUs on this machine"): Cluster("local", gpus=2)
+    with pytest.raises(ValueError, match="needs 0 GPUs and 9 CPUs"): Cluster("local", cpus=9)
+    Cluster("local", gpus=1)
+    assert not capsys.readouterr().err
+    Cluster("10.0.0.1:6379", gpus=2) # it may grow
+    assert capsys.readouterr().err.splitlines() == ["waiting for a machine with 2 GPUs and 1 CPU for a worker; now the cluster has none larger than 1 GPU and 8 CPUs"]
