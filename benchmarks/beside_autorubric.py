@@ -4,9 +4,9 @@
     python benchmarks/beside_autorubric.py --quick    one round of 8 answers
 
 Sides, in random order, the server's prefix cache emptied before each: both of its modes and both of ours with a written reason and label, ours by log-probabilities, and the requests
-of our mode with a written label a criterion sent by a bare client. What counts is criteria with a label: a small model's replies are often cut off or hold none. Beside it are answers with a score a second, and the mean of those scores in the
-first round: autorubric scores an answer by the criteria that it could read, we call the answer failed. All of it greedy, with the same limit of tokens a criterion. Tokens are the server's own counters. Bars: ours written is quicker than its better mode and at
-least .9 of bare; log-probabilities are at least 5 times its per-criterion mode.
+of our mode with a written label a criterion sent by a bare client. What counts is graded answers a second: a small model's replies are often cut off or hold no label, and both libraries score an answer by the criteria that they could read (ours with
+policy="exclude"); an answer is graded where it has a score and at least one criterion was read. Beside it stand criteria with a label a second, and the mean score in the first round. All of it greedy, with the same limit of tokens a criterion. Tokens are
+the server's own counters. Bars, in graded answers a second: ours written is quicker than its better mode; log-probabilities are at least 5 times its per-criterion mode. And our written requests take at most 1/.9 of the bare client's time.
 """
 import asyncio, json, math, os, random, re, statistics, subprocess, sys, time, urllib.request
 from pathlib import Path
@@ -72,7 +72,7 @@ def ours(url, rows, **how):
     items = [Item(id=str(k), prompt=r["prompt"], response=r["response"], rubric=CRITERIA) for k, r in enumerate(rows)]
     limit = TOKENS * (len(CRITERIA) if how.get("mode") == "per_item" else 1)
     start = time.perf_counter()
-    grades = grade(items, e, **{"max_tokens": limit, **how})
+    grades = grade(items, e, **{"max_tokens": limit, "policy": "exclude", **how})
     took = time.perf_counter() - start
     e.close()
     return {"seconds": took, "failed": [len(g.failures) for g in grades], "scores": [g.score for g in grades]}
@@ -131,32 +131,34 @@ def main(quick):
     report(found, len(rows), rounds)
 
 
-def scored(r): # mean score of the answers that have one, and how many do
-    scores = [x for x in r["scores"] if x is not None]
-    return statistics.fmean(scores) if scores else math.nan, len(scores)
+def labeled(r): return len(r["failed"]) * len(CRITERIA) - sum(r["failed"]) # criteria
 
 
-def said(mean, n): return f"{mean:.3f} (n={n})" if n else "none"
+def scores(r): return [x for x, lost in zip(r["scores"], r["failed"]) if x is not None and lost < len(CRITERIA)] # of the answers that were graded
+
+
+def said(found): return f"{statistics.fmean(found):.3f} (n={len(found)})" if found else "none"
+
+
+def ratio(ours, theirs): # round by round: median, least and most
+    each = [a / b if b else math.inf for a, b in zip(ours, theirs)]
+    return f"{statistics.median(each):.2f}, {min(each):.2f} to {max(each):.2f}"
 
 
 def report(found, n, rounds):
-    labeled = lambda r: n * len(CRITERIA) - sum(r["failed"])
-    rate = lambda name: [labeled(r) / r["seconds"] for r in found[name]]
     middle = lambda name, of: statistics.median(map(of, found[name]))
-    print(f"{n} answers, {len(CRITERIA)} criteria, {rounds} rounds; medians\n{'':<28} {'seconds':>8} {'labeled':>8} {'failed':>7} {'labeled a second':>17} {'answers a second':>17} {'score':>14} {'tokens read':>12} {'written':>8}")
+    answers, criteria = lambda r: len(scores(r)) / r["seconds"], lambda r: labeled(r) / r["seconds"]
+    print(f"{n} answers, {len(CRITERIA)} criteria, {rounds} rounds; medians\n{'':<28} {'seconds':>8} {'graded':>7} {'graded a second':>16} {'labeled':>8} {'failed':>7} {'labeled a second':>17} {'score':>14} {'tokens read':>12} {'written':>8}")
     for name in found:
-        graded = f"{middle(name, labeled):>8g} {middle(name, lambda r: sum(r['failed'])):>7g} {statistics.median(rate(name)):>17.2f} {middle(name, lambda r: scored(r)[1] / r['seconds']):>17.3f} {said(*scored(found[name][0])):>14}" if found[name][0]["failed"] else f"{'':>67}"
+        graded = f"{middle(name, lambda r: len(scores(r))):>7g} {middle(name, answers):>16.3f} {middle(name, labeled):>8g} {middle(name, lambda r: sum(r['failed'])):>7g} {middle(name, criteria):>17.2f} {said(scores(found[name][0])):>14}" if found[name][0]["failed"] else f"{'':>74}"
         print(f"{name:<28} {middle(name, lambda r: r['seconds']):>8.1f} {graded} {middle(name, lambda r: r['read']):>12,.0f} {middle(name, lambda r: r['written']):>8,.0f}")
-    def ratio(ours, theirs):
-        each = [a / b if b else math.inf for a, b in zip(ours, theirs)]
-        return statistics.median(each), min(each), max(each)
-    better = max(("autorubric per criterion", "autorubric per item"), key=lambda name: statistics.median(rate(name)))
-    mine = max(("ours written, per criterion", "ours written, per item"), key=lambda name: statistics.median(rate(name)))
+    quickest = lambda who: max((f"{who} per criterion", f"{who} per item"), key=lambda name: middle(name, answers))
+    mine, better = quickest("ours written,"), quickest("autorubric")
+    for text, a, b in ((f"{mine} over {better} (bar 1)", mine, better), ("log-probabilities over autorubric per criterion (bar 5)", "ours, log-probabilities", "autorubric per criterion")):
+        by = lambda of: ratio(map(of, found[a]), map(of, found[b]))
+        print(f"{text}: {by(answers)} in graded answers a second; {by(criteria)} in labeled criteria a second")
     seconds = lambda name: [r["seconds"] for r in found[name]]
-    for text, value in ((f"{mine} over {better} (bar 1)", ratio(rate(mine), rate(better))),
-                        ("our written requests over the bare client (bar .9)", ratio(seconds("bare client, our requests"), seconds("ours written, per criterion"))),
-                        ("log-probabilities over autorubric per criterion (bar 5)", ratio(rate("ours, log-probabilities"), rate("autorubric per criterion")))):
-        print(f"{text}: {value[0]:.2f}, {value[1]:.2f} to {value[2]:.2f}")
+    print(f"our written requests over the bare client (bar .9): {ratio(seconds('bare client, our requests'), seconds('ours written, per criterion'))} in requests a second")
 
 
 if __name__ == "__main__": peer_main() if "--peer" in sys.argv else main("--quick" in sys.argv)

@@ -1,9 +1,11 @@
 """Benchmarks still run after what they measure has changed."""
-import ast, importlib.util, os, subprocess, sys
+import ast, importlib.util, math, os, subprocess, sys
 from pathlib import Path
 import pytest
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
+sys.path.append(str(FOLDER))
+import beside_autorubric
 
 
 def test_requests_to_a_server_that_waits_or_refuses(tmp_path):
@@ -23,3 +25,15 @@ def _imported(path): # (module, name) of the lab that a file names anywhere, als
 def test_what_a_benchmark_imports_is_there(path):
     gone = [f"{m}.{n}" for m, n in sorted(_imported(path)) if not hasattr(importlib.import_module(m), n) and not importlib.util.find_spec(f"{m}.{n}")]
     assert not gone
+
+
+def test_bars_beside_autorubric_are_of_graded_answers(capsys):
+    side = lambda seconds, failed, scores: [{"seconds": seconds, "failed": failed, "scores": scores, "read": 1000, "written": 100}]
+    found = {"autorubric per criterion": side(10, [5, 9], [1.0, 0.0]), "autorubric per item": side(5, [0, 10], [0.5, 0.0]), # 2 answers in 10 s, 6 criteria; 1 in 5 s, 10 criteria
+             "ours written, per criterion": side(5, [5, 9], [1.0, 0.0]), "ours written, per item": side(4, [0, 10], [0.5, None]),
+             "bare client, our requests": side(4.8, [], []), "ours, log-probabilities": side(1, [0, 0], [1.0, 0.5])}
+    beside_autorubric.report(found, 2, 1)
+    *_, written, scores, bare = capsys.readouterr().out.splitlines()
+    assert written == "ours written, per criterion over autorubric per criterion (bar 1): 2.00, 2.00 to 2.00 in graded answers a second; 2.00, 2.00 to 2.00 in labeled criteria a second"
+    assert "10.00, 10.00 to 10.00 in graded answers" in scores and "33.33, 33.33 to 33.33 in labeled criteria" in scores and ": 0.96, " in bare
+    assert beside_autorubric.ratio([1], [0]).startswith(str(math.inf))
