@@ -59,19 +59,20 @@ def test_the_job_for_kubernetes():
 
 
 STUBS = {"scontrol": "echo node1; echo node2", "sleep": ":", "hostname": "echo 10.0.0.1 10.0.0.2", "ray": 'echo "ray $*" >> "$LOG"', "rubriclab": 'echo "rubriclab $*" >> "$LOG"',
-         "srun": 'while [[ "$1" == --* ]]; do shift; done; exec "$@"'} # runs here what it is given
+         "srun": 'echo "srun with ${SRUN_CPUS_PER_TASK:?} cores" >> "$LOG"; while [[ "$1" == --* ]]; do shift; done; exec "$@"'} # runs here what it is given
 
 
 def test_the_script_for_slurm(tmp_path):
     for name, body in STUBS.items():
         (tmp_path / name).write_text(f"#!/usr/bin/env bash\n{body}\n")
         (tmp_path / name).chmod(0o755)
-    env = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "LOG": str(tmp_path / "log"), "SLURM_JOB_NODELIST": "node[1-2]", "SLURM_JOB_NUM_NODES": "2", "SLURM_GPUS_ON_NODE": "4"}
+    env = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "LOG": str(tmp_path / "log"), "SLURM_JOB_NODELIST": "node[1-2]", "SLURM_JOB_NUM_NODES": "2", "SLURM_GPUS_ON_NODE": "4", "SLURM_CPUS_PER_TASK": "32"}
     run = lambda *args: subprocess.run(["bash", DEPLOY / "slurm-ray.sh", *args], env=env, capture_output=True, text=True, timeout=60)
     assert run().returncode == 2 and "usage" in run().stderr
     done = run("judge", "pairs.jsonl", "judged.jsonl", "--engine", "vllm:Qwen/Qwen3-8B")
     assert done.returncode == 0, done.stderr
     log = (tmp_path / "log").read_text().splitlines()
+    assert {line for line in log if line.startswith("srun")} == {"srun with 32 cores"}
     head, = (line for line in log if "--head" in line)
     assert "--node-ip-address=10.0.0.1" in head and "--num-gpus=4" in head and any("--address=10.0.0.1:6379" in line for line in log)
     command, = (line for line in log if line.startswith("rubriclab"))
