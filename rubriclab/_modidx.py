@@ -974,6 +974,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'rubriclab.engines.flow.Tries.left': ('engines/flow.html#tries.left', 'rubriclab/engines/flow.py'),
                                         'rubriclab.engines.flow._leave': ('engines/flow.html#_leave', 'rubriclab/engines/flow.py'),
                                         'rubriclab.engines.flow._loop_of': ('engines/flow.html#_loop_of', 'rubriclab/engines/flow.py'),
+                                        'rubriclab.engines.flow._shrink': ('engines/flow.html#_shrink', 'rubriclab/engines/flow.py'),
                                         'rubriclab.engines.flow.as_they_come': ( 'engines/flow.html#as_they_come',
                                                                                  'rubriclab/engines/flow.py'),
                                         'rubriclab.engines.flow.background': ('engines/flow.html#background', 'rubriclab/engines/flow.py'),

@@ -280,6 +280,81 @@ def test_how_many_at_once_is_found(server):
     assert server.refused - late < 40 # what was learned stays
 
 
+class Instant(asyncio.SelectorEventLoop):
+    "An event loop on which waiting takes no time: its clock jumps to the next timer."
+    def __init__(self):
+        super().__init__()
+        self.clock, select = 0.0, self._selector.select
+        def jump(timeout=None):
+            self.clock += timeout or 0.0
+            return select(0)
+        self._selector.select = jump
+    def time(self): return self.clock
+
+
+def at_once(work):
+    "The result of a coroutine, and the seconds that it would have taken."
+    loop = Instant()
+    try: return loop.run_until_complete(work), loop.time()
+    finally: loop.close()
+
+
+async def visit(gate, fate=lambda gate: None, tries=100):
+    "A request of one second; `fate` says how it fails, if it does: crowded or not."
+    for n in range(1, tries + 1):
+        ticket = await gate.enter()
+        crowded = fate(gate)
+        if crowded is None: await asyncio.sleep(1.0)
+        gate.leave(ticket, crowded is None, crowded=bool(crowded))
+        if crowded is None: return n
+        await asyncio.sleep(flow.pause(n))
+
+
+def test_errors_while_few_are_under_way_leave_the_limit_nearly_as_it_was():
+    async def tail():
+        gate, fails = Gate(256), iter([False, False, False, True, None])
+        await asyncio.gather(*(visit(gate) for _ in range(2000)))
+        assert gate.limit == 256
+        await visit(gate, lambda gate: next(fails)) # four times one after the other, with nobody beside it
+        assert gate.now == 0 and 100 < gate.limit < 256 and gate.worked == 0.85 * 256, gate
+        await asyncio.gather(*(visit(gate) for _ in range(2000)))
+        return gate
+    gate, seconds = at_once(tail())
+    assert gate.limit > 0.85 * 256 and seconds < 45
+
+
+def test_a_server_that_was_down_soon_gets_as_many_as_before():
+    async def outage():
+        gate, loop = Gate(256), asyncio.get_running_loop()
+        await asyncio.gather(*(visit(gate) for _ in range(2000)))
+        end = loop.time() + 120
+        await asyncio.gather(*(visit(gate, lambda gate: False if loop.time() < end else None) for _ in range(4000)))
+        return gate, loop.time() - end
+    (gate, seconds), _ = at_once(outage())
+    assert 200 < gate.limit <= 256 and seconds < 60, (gate, seconds) # 16 at 256 at once
+
+
+def test_a_bound_that_the_server_does_not_say_is_found_in_time():
+    async def crowd():
+        gate, room = Gate(2048), [0]
+        async def one(n):
+            tried = 0
+            while True:
+                ticket, tried = await gate.enter(), tried + 1
+                full = room[0] >= 256
+                if not full: room[0] += 1; await asyncio.sleep(1.0); room[0] -= 1
+                gate.leave(ticket, not full, crowded=full)
+                if not full: return
+                await asyncio.sleep(flow.pause(tried))
+        todo = iter(range(10_000))
+        async def worker():
+            for n in todo: await one(n)
+        await asyncio.gather(*(worker() for _ in range(2048)))
+        return gate
+    gate, seconds = at_once(crowd())
+    assert seconds < 1.5 * 10_000 / 256 and gate.now == 0 and gate.limit < 300, (gate, seconds)
+
+
 def test_the_store_keeps_what_will_not_change(server, tmp_path):
     store = Store(tmp_path / "s.sqlite")
     for _ in range(2): ask(server, "one", "broken", "wrong", store=store)

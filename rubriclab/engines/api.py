@@ -218,6 +218,7 @@ class Said(NamedTuple):
     usage: Usage | None = None # None where nobody knows
     cached: int = 0
     final: bool = False # not to be tried again
+    crowded: bool = False # refused because there were too many (429)
 
 # %% ../../nbs/engines/05_api.ipynb #1379f830
 MOST_BYTES = 32 * 2**20 # of a reply
@@ -268,7 +269,7 @@ async def _once(self: ApiBackend, call: Call, method: str, url: str, body: Mappi
                 found = read(reply)
                 return Said(found, True, usage=usage_of(reply), cached=cached_of(reply))
             failure = failure_of(r.status, self.redact(text.decode(errors="replace")), body)
-            return Said(failure, False if r.status == 429 or r.status >= 500 else None, r.headers.get("Retry-After"), Usage(), final=not failure.transient or r.status in (402, 403))
+            return Said(failure, False if r.status == 429 or r.status >= 500 else None, r.headers.get("Retry-After"), Usage(), final=not failure.transient or r.status in (402, 403), crowded=r.status == 429)
     except (asyncio.TimeoutError, aiohttp.ClientError, OSError) as e: return Said(self.broken(e), False)
     except (KeyError, IndexError, TypeError, AttributeError, ValueError, RecursionError, OverflowError) as e: # the last two: nested too deep, a log-probability too large
         said = self.redact(text.decode(errors="replace"))[:120] or str(e)
@@ -292,7 +293,7 @@ async def _ask(self: ApiBackend, call: Call, method: str, url: str, # whom
             if counted: live.purse.settle(me, said.usage, said.cached)
         if not isinstance(said.found, Failure) or said.kept_up: return said.found
         if counted and not renamed and said.found.reason == "bad_request" and "max_completion_tokens" in said.found.detail: self.renamed = True; continue
-        tries.failed(busy=said.asked is not None or said.found.detail.startswith("429"))
+        tries.failed(busy=said.asked is not None or said.crowded)
         if said.final or not tries.left: break
         await asyncio.sleep(min(pause(tries.count, said.asked), max(live.purse.left(), 0.0)))
     more = f" ({tries.count} tries)" if tries.count > 1 else ""
@@ -307,7 +308,7 @@ async def _let_through(self: ApiBackend, call: Call, method: str, url: str, body
     try:
         said = await self.once(call, method, url, body, read)
         return said
-    finally: live.gate.leave(ticket, said.kept_up, retry_after(said.asked) if said.kept_up is False else 0.0)
+    finally: live.gate.leave(ticket, said.kept_up, retry_after(said.asked) if said.kept_up is False else 0.0, said.crowded)
 
 def _most_tokens(body: Mapping[str, Any]) -> int: # of a prompt, by a token for two bytes
     prompt, size = body.get("prompt"), lambda text: len(text.encode("utf-8", "surrogatepass"))

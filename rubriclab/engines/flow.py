@@ -57,8 +57,9 @@ class Gate:
     def __init__(self, bound: int, # requests at once, at most
                  start: int = 64, # requests at once, at first
                 ) -> None:
-        self.bound, self.limit = bound, float(min(start, bound))
-        self.now, self.sent, self.done, self.shrunk, self.refused = 0, 0, 0, 0, 0 # under way; let through; answered; let through when the limit last shrank; refusals
+        self.bound, self.limit, self.worked = bound, float(min(start, bound)), float(bound) # the last: a limit that was answered below, to which it grows fast
+        self.now, self.sent, self.done, self.refused = 0, 0, 0, 0 # under way; let through; answered; refusals
+        self.shrunk, self.seen = 0, -1 # let through, and answered, when the limit last shrank
         self.closed, self.timer, self.waiting = 0.0, None, deque()
 
     def __repr__(self) -> str: return f"Gate({self.now} under way, {int(self.limit)} of {self.bound} at once, {self.refused:,} refused)"
@@ -91,19 +92,26 @@ class Gate:
 def _leave(self: Gate, ticket: int, # of `enter`
            kept_up: bool | None = None, # whether the server answered (True) or was too busy (False); None says nothing about it
            closed: float = 0.0, # seconds in which nobody is let through
+           crowded: bool = False, # whether it said that these were too many (429)
           ) -> None:
     "A request is over."
     loop, used = asyncio.get_running_loop(), self.now >= int(self.limit)
     self.now -= 1
     if kept_up: self.done += 1
-    if kept_up and used and ticket > self.shrunk: self.limit = min(float(self.bound), self.limit + (0.04 if self.shrunk else 1.0))
+    if kept_up and used and ticket > self.shrunk: self.limit = min(float(self.bound), self.limit + (1.0 if self.limit < self.worked else 0.04))
     if kept_up is False:
         self.refused += 1
-        if ticket > self.shrunk: self.limit, self.shrunk = max(1.0, 0.85 * min(self.limit, self.now + 1)), self.sent
+        if ticket > self.shrunk: self._shrink(crowded)
         if closed: self.closed = max(self.closed, loop.time() + closed)
     self._call(loop)
 
-Gate.leave = _leave
+def _shrink(self: Gate, crowded: bool) -> None:
+    "A seventh off the limit, or off those under way where they were too many. While nothing is answered, the limit that worked stays what it was."
+    if self.done > self.seen: self.worked = 0.85 * self.limit
+    too_many = min(self.limit, self.now + 1) if crowded and self.now else self.limit # of one alone, or of a broken connection, it does not say how many would be right
+    self.limit, self.shrunk, self.seen = max(1.0, 0.85 * too_many), self.sent, self.done
+
+Gate.leave, Gate._shrink = _leave, _shrink
 
 # %% ../../nbs/engines/10_flow.ipynb #35bd9a79
 MOST_WAIT = 120.0 # seconds, whatever a server asks for
