@@ -671,6 +671,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'rubriclab.engines.api._text': ('engines/api.html#_text', 'rubriclab/engines/api.py'),
                                        'rubriclab.engines.api._tokenizer': ('engines/api.html#_tokenizer', 'rubriclab/engines/api.py'),
                                        'rubriclab.engines.api._tokens': ('engines/api.html#_tokens', 'rubriclab/engines/api.py'),
+                                       'rubriclab.engines.api._unseen': ('engines/api.html#_unseen', 'rubriclab/engines/api.py'),
                                        'rubriclab.engines.api._visible': ('engines/api.html#_visible', 'rubriclab/engines/api.py'),
                                        'rubriclab.engines.api.below': ('engines/api.html#below', 'rubriclab/engines/api.py'),
                                        'rubriclab.engines.api.cached_of': ('engines/api.html#cached_of', 'rubriclab/engines/api.py'),

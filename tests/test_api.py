@@ -461,9 +461,25 @@ def test_what_a_busy_server_did_not_show_is_tried_again(server, tmp_path, monkey
     monkeypatch.setenv("RUBRICLAB_CACHE_DIR", str(tmp_path))
     e = Engine(open_backend(server.url, tries="1"), store=None)
     server.tired = True
-    assert e.score([Chat.user("letters", prefill="Winner:")], [" A", " B"])[0].reason == "unsupported" and not (tmp_path / "servers").exists()
+    assert e.score([Chat.user("letters", prefill="Winner:")], [" A", " B"])[0].reason == "server_error" and not (tmp_path / "servers").exists()
     server.tired = False
     assert e.score([Chat.user("letters", prefill="Winner:")], [" A", " B"])[0].exact and len(list((tmp_path / "servers").iterdir())) == 1
+
+
+def test_what_a_busy_server_did_not_show_is_not_kept_as_unsupported(server, tmp_path, monkeypatch):
+    monkeypatch.setenv("RUBRICLAB_CACHE_DIR", str(tmp_path))
+    e = Engine(open_backend(server.url, tries="1"), Store(tmp_path / "s.sqlite"))
+    begun, plain = Chat.user("letters", prefill="Winner:"), Chat.user("letters")
+    server.tired = True
+    assert {r.reason for r in (*e.score([begun, plain], [" A", " B"]), *e.generate([begun])[0])} == {"server_error"} and "busy" in e.score([plain], [" A", " B"])[0].detail
+    server.tired = False
+    assert all(s.exact for s in e.score([begun, plain], [" A", " B"])) and isinstance(e.generate([begun])[0][0], Completion)
+
+
+def test_a_tokenizer_that_is_added_later_asks_again(server, monkeypatch):
+    monkeypatch.setattr(api, "_tokenizer", lambda name: object())
+    before, after = Engine(open_backend(server.url)), Engine(open_backend(server.url, tokenizer="moon"))
+    assert before.id != after.id and "tokenizer" not in before.identity and json.loads(after.identity)["tokenizer"] == "moon"
 
 
 def test_errors_at_the_start_are_one_line_of_the_command_too(server, tmp_path):

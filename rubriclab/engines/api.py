@@ -367,10 +367,14 @@ def _run(self: ApiBackend, requests: Sequence[Any], # what to ask
     if requests: yield from as_they_come(work)
     return call.work
 
+def _unseen(self: ApiBackend) -> Failure | None:
+    "Why nobody knows yet what the server can do. Another time it may show it, so this is not kept as something that it cannot do."
+    return Failure(reason="server_error", detail="the server was busy, or the budget at its end, when it was tried what it can do; ask again") if self.unsure else None
+
 def _drops(self: ApiBackend, chat: Chat) -> Failure | None:
     "Why a chat whose reply has a forced beginning cannot be asked: what comes back would be the beginning of another turn."
     if not chat.prefill or self.vllm or self.served.prefill: return None
-    return Failure(reason="unsupported", detail="the server does not go on from a forced beginning of the reply; use a vLLM server, or a vllm: or hf: engine")
+    return self.unseen() or Failure(reason="unsupported", detail="the server does not go on from a forced beginning of the reply; use a vLLM server, or a vllm: or hf: engine")
 
 async def _reply(self: ApiBackend, call: Call, r: Request) -> Completion | Failure:
     "A completion; JSON is looked for in the text where the server cannot hold a reply to a schema."
@@ -388,7 +392,7 @@ def complete(self: ApiBackend, requests: Sequence[Request]) -> Iterator[tuple[in
     "Completions as they finish."
     return self.run(requests, self.reply, tried=any(r.chat.prefill for r in requests))
 
-ApiBackend.run, ApiBackend.drops, ApiBackend.reply, ApiBackend.complete = _run, _drops, _reply, complete
+ApiBackend.run, ApiBackend.unseen, ApiBackend.drops, ApiBackend.reply, ApiBackend.complete = _run, _unseen, _drops, _reply, complete
 
 # %% ../../nbs/engines/05_api.ipynb #22a72bf2
 def check_choices(requests: Sequence[ScoreRequest]) -> None:
@@ -570,9 +574,10 @@ def logprobs(self: ApiBackend, requests: Sequence[ScoreRequest], # choices disti
             ) -> Iterator[tuple[int, Scores | Failure]]: # returns the `Work`
     "Log-probabilities in nats: by token, by echo, or from the tokens that the server shows."
     check_choices(requests)
-    def one(call: Call, r: ScoreRequest) -> Awaitable[Scores | Failure]:
-        how = self.exact if self.vllm or self.served.token_ids else self.echoed if self.served.echo and self.tokenizer is not None else self.visible
-        return how(call, r)
+    async def one(call: Call, r: ScoreRequest) -> Scores | Failure:
+        if self.vllm or self.served.token_ids: return await self.exact(call, r)
+        if (failure := self.unseen()) is not None: return failure # a poorer way would be kept in the store
+        return await (self.echoed if self.served.echo and self.tokenizer is not None else self.visible)(call, r)
     return self.run(requests, one, tried=True)
 
 def hidden(self: ApiBackend, requests: Sequence[FeatureRequest]) -> Iterator[tuple[int, Failure]]:
@@ -618,7 +623,9 @@ def open_backend(target: str, # MODEL@URL
     if not re.fullmatch(r"[A-Z][A-Z0-9_]*", key_env):
         raise ValueError("key_env names an environment variable, in capitals; the key itself stays in the environment")
     model, base = parse_target(target)
-    return ApiBackend(model, base, key_env, _limits(model, concurrency, timeout, connect, tries, tokens, dollars, deadline, prices), tokenizer and _tokenizer(tokenizer))
+    backend = ApiBackend(model, base, key_env, _limits(model, concurrency, timeout, connect, tries, tokens, dollars, deadline, prices), tokenizer and _tokenizer(tokenizer))
+    if tokenizer: backend.identity["tokenizer"] = tokenizer # with it scores may be exact that were bounds or failures
+    return backend
 
 def _tokenizer(name: str) -> Any:
     from transformers import AutoTokenizer
