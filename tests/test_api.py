@@ -37,6 +37,7 @@ class Server:
         finally: self.now -= 1
 
     async def act(self, what, n, body, request):
+        if self.locked: return error(401, "who are you?")
         if what == "Say yes." and self.tired: return error(429, "slow down")
         if what == "Say yes." and self.goes_on: return said(prompt=5 + (len(body["messages"]) > 1)) # a probe: what is begun for it is read
         if what == "old names": return error(400, "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead.") if "max_tokens" in body else said("new")
@@ -91,15 +92,22 @@ class Server:
             await asyncio.sleep(wait)
         return r
 
-    models, room, refused, goes_on, listing, tired = (), 1, 0, True, None, False
+    models, room, refused, goes_on, listing, tired, locked = (), 1, 0, True, None, False, False
     async def list(self, request):
         if self.listing is not None: return self.listing()
         return web.json_response({"data": [{"id": m, "owned_by": "vllm"} for m in self.models]}) if self.models else web.Response(status=404)
+
+    known = {} # what it answers elsewhere, by path: a function of the body
+    async def more(self, request):
+        body = await request.json()
+        self.asked[request.path] = self.asked.get(request.path, 0) + 1
+        return self.known[request.path](body) if request.path in self.known else web.Response(status=404)
 
     async def serve(self, hand_out, context=None):
         app = web.Application()
         app.router.add_post("/v1/chat/completions", self.answer)
         app.router.add_get("/v1/models", self.list)
+        for path in ("/v1/completions", "/tokenize", "/detokenize"): app.router.add_post(path, self.more)
         await (runner := web.AppRunner(app, shutdown_timeout=0.1, handler_cancellation=True)).setup()
         await (site := web.TCPSite(runner, "127.0.0.1", 0, ssl_context=context)).start()
         hand_out(site._server.sockets[0].getsockname()[1])
@@ -474,6 +482,23 @@ def test_what_a_busy_server_did_not_show_is_not_kept_as_unsupported(server, tmp_
     assert {r.reason for r in (*e.score([begun, plain], [" A", " B"]), *e.generate([begun])[0])} == {"server_error"} and "busy" in e.score([plain], [" A", " B"])[0].detail
     server.tired = False
     assert all(s.exact for s in e.score([begun, plain], [" A", " B"])) and isinstance(e.generate([begun])[0][0], Completion)
+
+
+@pytest.mark.parametrize("answer", [lambda body: error(500, "no echo here"), lambda body: error(401, "not for you"), lambda body: web.Response(text="<html>hello</html>")])
+def test_an_ability_that_ends_in_an_error_is_one_that_the_server_has_not(server, tmp_path, monkeypatch, answer):
+    monkeypatch.setenv("RUBRICLAB_CACHE_DIR", str(tmp_path))
+    server.known = {"/v1/completions": answer}
+    e = Engine(open_backend(server.url))
+    assert all(s.exact for _ in range(2) for s in e.score([Chat.user("letters")], [" A", " B"]))
+    assert server.asked["/v1/completions"] == 2 and e.backend.running.gate.refused == 0 and e.backend.running.gate.limit == 64 and not e.backend.unsure
+    assert Engine(open_backend(server.url)).score([Chat.user("letters")], [" A", " B"])[0].exact and server.asked["/v1/completions"] == 2 # and it is remembered
+
+
+def test_a_wrong_key_is_not_kept_as_what_a_server_cannot_do(server, tmp_path, monkeypatch):
+    monkeypatch.setenv("RUBRICLAB_CACHE_DIR", str(tmp_path))
+    server.locked = True
+    with pytest.raises(Unusable, match="key_env"): Engine(open_backend(server.url)).score([Chat.user("letters")], [" A", " B"])
+    assert not (tmp_path / "servers").exists()
 
 
 def test_a_tokenizer_that_is_added_later_asks_again(server, monkeypatch):
