@@ -501,6 +501,19 @@ def test_a_wrong_key_is_not_kept_as_what_a_server_cannot_do(server, tmp_path, mo
     assert not (tmp_path / "servers").exists()
 
 
+def by_id(body): return web.json_response({"choices": [{"logprobs": {"top_logprobs": [{f"token_id:{t}": -1.0 for t in body.get("logprob_token_ids", ())}]}}]})
+
+
+@pytest.mark.parametrize("known", [
+    {"/tokenize": lambda body: web.json_response({"tokens": [4, 5], "max_model_len": 100}), "/v1/completions": lambda body: web.json_response({"choices": [{"logprobs": {"top_logprobs": [{" moon": -1.0}]}}]})}, # an old one
+    {"/v1/completions": by_id}]) # a gateway that shows no more than /v1
+def test_a_vllm_that_knows_less_is_read_from_the_likeliest_tokens(server, tmp_path, monkeypatch, known):
+    monkeypatch.setenv("RUBRICLAB_CACHE_DIR", str(tmp_path))
+    server.models, server.known = ("toy",), known
+    plain, begun = Engine(open_backend(server.url)).score([Chat.user("letters"), Chat.user("letters", prefill="Winner:")], [" A", " B"])
+    assert plain.exact and plain.logprobs == begun.logprobs == (-0.3, -1.5)
+
+
 def test_a_tokenizer_that_is_added_later_asks_again(server, monkeypatch):
     monkeypatch.setattr(api, "_tokenizer", lambda name: object())
     before, after = Engine(open_backend(server.url)), Engine(open_backend(server.url, tokenizer="moon"))

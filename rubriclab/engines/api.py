@@ -359,14 +359,14 @@ ApiBackend.meet, ApiBackend.look = _meet, _look
 # %% ../../nbs/engines/05_api.ipynb #4b22f5ab
 def _run(self: ApiBackend, requests: Sequence[Any], # what to ask
          one: Callable[[Call, Any], Awaitable[Any]], # and how
-         tried: bool = False, # whether it matters what a server can do; vLLM's is known
+         matters: Callable[[], bool] = lambda: True, # whether it matters what the server can do, once it is known whose it is
         ) -> Iterator[tuple[int, Any]]: # returns the `Work`
     "(position, result) of every request as it finishes."
     call = Call()
     async def work(hand_out: Callable[[Any], None]) -> None:
         todo = iter(sorted(range(len(requests)), key=lambda i: requests[i].chat.text)) # neighbors begin alike
         down = await self.meet(call)
-        if tried and down is None and not self.vllm: await self.look(call)
+        if down is None and matters(): await self.look(call)
         async def worker() -> None:
             for i in todo: hand_out((i, down or await one(call, requests[i])))
         async with asyncio.TaskGroup() as group:
@@ -397,7 +397,7 @@ async def _reply(self: ApiBackend, call: Call, r: Request) -> Completion | Failu
 
 def complete(self: ApiBackend, requests: Sequence[Request]) -> Iterator[tuple[int, Completion | Failure]]: # returns the `Work`
     "Completions as they finish."
-    return self.run(requests, self.reply, tried=any(r.chat.prefill for r in requests))
+    return self.run(requests, self.reply, lambda: not self.vllm and any(r.chat.prefill for r in requests)) # vLLM goes on from a beginning
 
 ApiBackend.run, ApiBackend.unseen, ApiBackend.drops, ApiBackend.reply, ApiBackend.complete = _run, _unseen, _drops, _reply, complete
 
@@ -582,10 +582,10 @@ def logprobs(self: ApiBackend, requests: Sequence[ScoreRequest], # choices disti
     "Log-probabilities in nats: by token, by echo, or from the tokens that the server shows."
     check_choices(requests)
     async def one(call: Call, r: ScoreRequest) -> Scores | Failure:
-        if self.vllm or self.served.token_ids: return await self.exact(call, r)
+        if self.served.token_ids: return await self.exact(call, r)
         if (failure := self.unseen()) is not None: return failure # a poorer way would be kept in the store
         return await (self.echoed if self.served.echo and self.tokenizer is not None else self.visible)(call, r)
-    return self.run(requests, one, tried=True)
+    return self.run(requests, one)
 
 def hidden(self: ApiBackend, requests: Sequence[FeatureRequest]) -> Iterator[tuple[int, Failure]]:
     "A server shows no hidden states."
