@@ -1,5 +1,5 @@
 """The api engine against a server that fails in every way it can: each ends as a value with its reason, and the run goes on."""
-import asyncio, json, math, shutil, ssl, subprocess, threading, time
+import asyncio, json, math, re, shutil, ssl, subprocess, threading, time
 import pytest
 web = pytest.importorskip("aiohttp.web", reason='the api engine needs pip install "rubriclab[api]"')
 from rubriclab.core.store import Store
@@ -512,6 +512,42 @@ def test_a_vllm_that_knows_less_is_read_from_the_likeliest_tokens(server, tmp_pa
     server.models, server.known = ("toy",), known
     plain, begun = Engine(open_backend(server.url)).score([Chat.user("letters"), Chat.user("letters", prefill="Winner:")], [" A", " B"])
     assert plain.exact and plain.logprobs == begun.logprobs == (-0.3, -1.5)
+
+
+class Marking:
+    "A tokenizer that puts a mark before every text, as its chat template does, too."
+    bos_token, bos_token_id, all_special_tokens, added_tokens_decoder = "<s>", 1, ["<s>"], {}
+    def __call__(self, text): return type("Read", (), {"input_ids": [self.bos_token_id]})
+    def apply_chat_template(self, messages, **options): return f"<s>[U]{messages[0]['content']}[/U]"
+
+
+def echo(body, mark="<s>", told=True, counted=True):
+    "Gives back a text with its mark; what follows a second mark is known badly."
+    tokens = [mark, *re.findall(r"\s*\S+", body["prompt"]), " so"]
+    at = [sum(len(t) for t in tokens[0 if counted else 1:i]) for i in range(len(tokens))]
+    known = -9.0 if body["prompt"].startswith("<s>") else -0.5
+    return web.json_response({"choices": [{"logprobs": {"tokens": tokens, "text_offset": at if told else [-1] * len(at), "token_logprobs": [None, *(known + (t == " B") * -1.0 for t in tokens[1:])]}}], "usage": {"prompt_tokens": len(tokens) - 1, "completion_tokens": 1}})
+
+
+@pytest.mark.parametrize("counted", [True, False])
+def test_a_text_that_is_given_back_begins_with_one_mark(server, monkeypatch, tmp_path, counted):
+    monkeypatch.setenv("RUBRICLAB_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(api, "_tokenizer", lambda name: Marking())
+    server.known = {"/v1/completions": lambda body: echo(body, counted=counted)}
+    s, = Engine(open_backend(server.url, tokenizer="marking")).score([Chat.user("letters", prefill=" Winner:")], [" A", " B"])
+    assert s.exact and s.logprobs == (-0.5, -1.5)
+
+
+def test_places_that_are_none_are_not_read(server, monkeypatch, tmp_path):
+    monkeypatch.setenv("RUBRICLAB_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(api, "_tokenizer", lambda name: Marking())
+    server.known = {"/v1/completions": lambda body: echo(body, told=False)} # as SGLang does
+    backend = open_backend(server.url, tokenizer="marking")
+    assert not (found := backend.abilities()).echo
+    for known in (found, found.replace(echo=True)): # as an earlier version kept it
+        backend.served = known
+        s, = Engine(backend).score([Chat.user("letters", prefill=" Winner:")], [" A", " B"])
+        assert s.logprobs == (-0.3, -1.5)
 
 
 def test_a_tokenizer_that_is_added_later_asks_again(server, monkeypatch):

@@ -6,7 +6,8 @@
 __all__ = ['MARKS', 'FULL', 'BUSY', 'MOST_BYTES', 'MOST_IDS', 'MOST_READS', 'TAIL', 'parse_target', 'messages_of', 'chat_part',
            'chat_body', 'usage_of', 'work_of', 'cached_of', 'read_completion', 'recovered', 'chosen', 'message_of',
            'failure_of', 'Limits', 'Live', 'ApiBackend', 'Call', 'Said', 'complete', 'check_choices', 'Read',
-           'reads_of', 'Tokens', 'Letters', 'scores_of', 'below', 'logprobs', 'hidden', 'served', 'open_backend']
+           'reads_of', 'Tokens', 'Letters', 'scores_of', 'added_mark', 'echo_of', 'below', 'logprobs', 'hidden',
+           'served', 'open_backend']
 
 # %% ../../nbs/engines/05_api.ipynb #d5a2b4be
 import asyncio, atexit, json, math, os, re
@@ -19,7 +20,7 @@ from ..core.types import Chat, Completion, Failure, Scores, Unusable, Usage, Val
 from .engine import FeatureRequest, Request, ScoreRequest, Work, choices_in
 from .flow import Budget, Gate, Price, Purse, Tries, as_they_come, background, pause, price_in, retry_after
 from .hf import render, rows_of
-from .server import Served, keep, look, models_of, recall
+from .server import Served, keep, look, models_of, recall, rises
 
 if TYPE_CHECKING: import aiohttp
 
@@ -538,19 +539,30 @@ def scores_of(values: Sequence[float], precision: str, exact: bool, usage: Usage
 ApiBackend.exact = _exact
 
 # %% ../../nbs/engines/05_api.ipynb #58e5b96c
+def added_mark(tokenizer: Any) -> str: # empty where there is none
+    "The mark that a tokenizer, and so a server, puts before every text by itself."
+    mark = tokenizer.bos_token
+    return mark if mark and tokenizer.bos_token_id in tokenizer("").input_ids else ""
+
+def echo_of(reply: Any, prompt: str, choice: str, # what was sent
+            mark: str, # as of `added_mark`
+           ) -> tuple[float, Usage] | Failure | None: # nats; None where the server does not say where its tokens stand
+    "The log-probability of a choice at the end of a text that is given back."
+    said = reply["choices"][0]["logprobs"]
+    if not rises(places := said["text_offset"]): return None
+    start = len(prompt) + (len(mark) if mark and said["tokens"][0] == mark and places[1] == len(mark) else 0) # some servers count the mark
+    if start not in places: return Failure(reason="unsupported", detail=f"no token of the server begins where the choice {choice!r} does; use a vLLM server, or a vllm: or hf: engine", usage=usage_of(reply))
+    return sum(float(x) for at, x in zip(places, said["token_logprobs"]) if start <= at < start + len(choice)), usage_of(reply)
+
 async def _echoed(self: ApiBackend, call: Call, request: ScoreRequest) -> Scores | Failure:
     "Teacher-forced scores from a server that gives back the log-probabilities of a text; each choice is one request."
     try: prompt = render(self.tokenizer, request.chat)
     except ValueError as e: return Failure(reason="bad_request", detail=str(e))
-    sums, usage = [], Usage()
+    prompt, sums, usage = prompt.removeprefix(mark := added_mark(self.tokenizer)), [], Usage() # the template has put the mark there, too
     for c in request.choices:
         body = {"model": self.model, "prompt": prompt + c, "max_tokens": 1, "temperature": 0, "logprobs": 1, "echo": True}
-        def value(reply: Any) -> tuple[float, Usage] | Failure:
-            said = reply["choices"][0]["logprobs"]
-            inside = [x for at, x in zip(said["text_offset"], said["token_logprobs"]) if len(prompt) <= at < len(prompt) + len(c)]
-            if len(prompt) not in said["text_offset"]: return Failure(reason="unsupported", detail=f"no token of the server begins where the choice {c!r} does; use a vLLM server, or a vllm: or hf: engine", usage=usage_of(reply))
-            return sum(map(float, inside)), usage_of(reply)
-        found = await self.ask(call, "POST", f"{self.base}/completions", body, value)
+        found = await self.ask(call, "POST", f"{self.base}/completions", body, lambda reply: echo_of(reply, prompt, c, mark))
+        if found is None: return await self.visible(call, request)
         if isinstance(found, Failure): return found
         sums.append(found[0])
         usage += found[1]
