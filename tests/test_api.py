@@ -60,6 +60,7 @@ class Server:
         if what in ("drip", "huge"): return await self.pour(request, *((b" ", 0.05) if what == "drip" else (b" " * 2**16, 0)))
         if what == "schema": return error(400, "response_format json_schema is not supported") if "response_format" in body else said('Here: {"label": "yes"} I think')
         if what == "spend": return said("ok")
+        if what == "secretive": return web.json_response({"choices": [{"message": {"content": "ok"}}]})
         if what == "nap":
             if self.now > self.room: self.refused += 1; return error(429, "full")
             await asyncio.sleep(0.01)
@@ -270,6 +271,22 @@ def test_a_budget_is_kept(server, tmp_path):
     for bad, why in ((dict(dollars="1"), "needs prices"), (dict(prices=str(tmp_path / "prices.yaml"), tokens="0"), "tokens"), (dict(prices=str(tmp_path / "none.yaml")), "name a YAML file")):
         with pytest.raises(ValueError, match=why): open_backend(server.url, **bad)
     with pytest.raises(ValueError, match="has no 'boy'; it has toy"): open_backend(server.url.replace("toy@", "boy@"), prices=str(tmp_path / "prices.yaml"))
+
+
+def test_a_reply_that_does_not_say_what_it_took_takes_what_was_held_back(server):
+    e = Engine(open_backend(server.url, tokens="600"))
+    found = [r for r, in e.generate([Chat.user(f"secretive #{n}") for n in range(100)], max_tokens=8)]
+    assert 5 < sum(isinstance(r, Completion) for r in found) < 40 and {r.reason for r in found if not isinstance(r, Completion)} == {"budget"} and 500 < e.backend.spent()["tokens"] <= 600
+
+
+def test_what_was_not_sent_costs_nothing(server):
+    import aiohttp
+    backend = open_backend(server.url, tokens="600", tries="2")
+    assert next(backend.complete([Request(chat=Chat.user("one"))]))[1].text == "eno"
+    spent, backend.base = backend.spent()["tokens"], "http://127.0.0.1:1/v1" # it goes away
+    assert {r.reason for _, r in backend.complete([Request(chat=Chat.user(f"one #{n}")) for n in range(20)])} == {"server_error"} and backend.spent()["tokens"] == spent
+    backend.live().http.request = lambda *args, **how: (_ for _ in ()).throw(aiohttp.ConnectionTimeoutError("no way"))
+    assert next(backend.complete([Request(chat=Chat.user("one"))]))[1].reason == "timeout" and backend.spent()["tokens"] == spent
 
 
 def test_a_deadline_is_kept(server):

@@ -271,12 +271,13 @@ async def _once(self: ApiBackend, call: Call, method: str, url: str, body: Mappi
             if r.status == 200:
                 call.work += work_of(reply := json.loads(text), self.limits.price) # also of a reply that makes no sense
                 found = read(reply)
-                return Said(found, True, usage=usage_of(reply), cached=cached_of(reply))
+                return Said(found, True, usage=usage_of(reply) if reply.get("usage") else None, cached=cached_of(reply))
             said = self.redact(text.decode(errors="replace"))
             refused = r.status == 401 and "messages" in body # the key is wrong, for all that comes
             if call.trying and r.status not in BUSY and not refused: return Said(Failure(reason="unsupported", detail=f"{r.status}: {message_of(said)}"), usage=Usage(), final=True)
             failure = failure_of(r.status, said, body)
             return Said(failure, False if r.status == 429 or r.status >= 500 else None, r.headers.get("Retry-After"), Usage(), final=not failure.transient or r.status in (402, 403), crowded=r.status == 429)
+    except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as e: return Said(self.broken(e), False, usage=Usage()) # nothing was sent
     except (asyncio.TimeoutError, aiohttp.ClientError, OSError) as e: return Said(self.broken(e), False)
     except (KeyError, IndexError, TypeError, AttributeError, ValueError, RecursionError, OverflowError) as e: # the last two: nested too deep, a log-probability too large
         said = self.redact(text.decode(errors="replace"))[:120] or str(e)
