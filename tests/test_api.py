@@ -567,6 +567,17 @@ def test_places_that_are_none_are_not_read(server, monkeypatch, tmp_path):
         assert s.logprobs == (-0.3, -1.5)
 
 
+def test_abilities_are_tried_at_the_same_time():
+    from rubriclab.engines.server import look
+    async def one(method, path, body):
+        now.append(path)
+        await asyncio.sleep(1.0)
+        return {"tokens": [1, 2], "version": "1"}
+    now = []
+    found, seconds = at_once(look(one, "toy", {}))
+    assert found.tokenize and found.version == "1" and len(now) == 9 and seconds < 2.5 # tokens are known before they are asked about
+
+
 def test_a_tokenizer_that_is_added_later_asks_again(server, monkeypatch):
     monkeypatch.setattr(api, "_tokenizer", lambda name: object())
     before, after = Engine(open_backend(server.url)), Engine(open_backend(server.url, tokenizer="moon"))

@@ -6,7 +6,7 @@
 __all__ = ['Ask', 'KEPT', 'Served', 'models_of', 'rises', 'look', 'recall', 'keep']
 
 # %% ../../nbs/engines/11_server.ipynb #e398c46c
-import json, os, time
+import asyncio, json, os, time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -59,23 +59,34 @@ async def _try(ask: Ask, path: str, body: Mapping[str, Any], shows: Callable[[An
     except (KeyError, IndexError, TypeError, ValueError, AttributeError): return None
 
 # %% ../../nbs/engines/11_server.ipynb #e5962950
+_SCHEMA = {"type": "object", "properties": {"a": {"enum": ["yes"]}}, "required": ["a"], "additionalProperties": False}
+_SAID = [{"role": "user", "content": "Say yes."}]
+_BEGUN = {"messages": _SAID + [{"role": "assistant", "content": "yes"}], "continue_final_message": True, "add_generation_prompt": False}
+
+async def _by_id(ask: Ask, model: str) -> tuple[bool, bool]: # whether it cuts texts into tokens, and gives log-probabilities by token
+    tokens = await _try(ask, "/../tokenize", {"model": model, "prompt": " yes no"}, lambda r: [int(t) for t in r["tokens"]])
+    ids = (tokens or [1])[-1:]
+    given = await _try(ask, "/completions", {"model": model, "prompt": "The moon is", "max_tokens": 1, "temperature": 0, "logprobs": 1, "logprob_token_ids": ids, "return_tokens_as_token_ids": True}, lambda r: f"token_id:{ids[0]}" in _logprobs(r)["top_logprobs"][0])
+    return tokens is not None, bool(tokens and given)
+
+def _gives_back(r: Any) -> bool: return len(_logprobs(r)["tokens"]) > 2 and all(isinstance(x, (int, float)) for x in _logprobs(r)["token_logprobs"][1:]) and rises(_logprobs(r)["text_offset"])
+
 async def look(ask: Ask, # of one server
                model: str, # its name there
                listed: Mapping[str, Any], # its entry in the list of models
               ) -> Served: # without `models`
-    "Try what a server can do, eight requests of a few tokens."
-    said, version = [{"role": "user", "content": "Say yes."}], await ask("GET", "/../version", {})
-    tokens = await _try(ask, "/../tokenize", {"model": model, "prompt": " yes no"}, lambda r: [int(t) for t in r["tokens"]])
-    ids = (tokens or [1])[-1:]
-    given = await _try(ask, "/completions", {"model": model, "prompt": "The moon is", "max_tokens": 1, "temperature": 0, "logprobs": 1, "logprob_token_ids": ids, "return_tokens_as_token_ids": True}, lambda r: f"token_id:{ids[0]}" in _logprobs(r)["top_logprobs"][0])
-    echo = await _try(ask, "/completions", {"model": model, "prompt": "The moon is bright", "max_tokens": 1, "temperature": 0, "logprobs": 1, "echo": True}, lambda r: len(_logprobs(r)["tokens"]) > 2 and all(isinstance(x, (int, float)) for x in _logprobs(r)["token_logprobs"][1:]) and rises(_logprobs(r)["text_offset"]))
-    tops = [await _try(ask, "/chat/completions", {"model": model, "messages": said, "max_tokens": 1, "logprobs": True, "top_logprobs": n}, lambda r: (len(_logprobs(r)["content"][0]["top_logprobs"]), bool((r.get("usage") or {}).get("prompt_tokens_details")))) for n in (20, 5)]
-    schema = {"type": "object", "properties": {"a": {"enum": ["yes"]}}, "required": ["a"], "additionalProperties": False}
-    held = await _try(ask, "/chat/completions", {"model": model, "messages": said, "max_tokens": 16, "temperature": 0, "response_format": {"type": "json_schema", "json_schema": {"name": "reply", "schema": schema}}}, lambda r: json.loads(r["choices"][0]["message"]["content"]) == {"a": "yes"})
-    begun = [await _try(ask, "/chat/completions", {"model": model, "messages": said + more, "max_tokens": 1, "temperature": 0, **how}, lambda r: int(r["usage"]["prompt_tokens"])) for more, how in (([], {}), ([{"role": "assistant", "content": "yes"}], {"continue_final_message": True, "add_generation_prompt": False}))]
-    top, cached = max((t for t in tops if t), default=(0, False))
-    return Served(kind=str(listed.get("owned_by") or "unknown"), version=version.get("version") if isinstance(version, dict) else None, max_len=listed.get("max_model_len"), tokenize=tokens is not None, token_ids=bool(tokens and given),
-                  echo=bool(echo), top=top, prefill=None not in begun and 1 <= begun[1] - begun[0] <= 3, json_schema=bool(held), cached=cached, checked=time.strftime("%Y-%m-%d"))
+    "Try what a server can do, nine requests of a few tokens, most of them at the same time."
+    chat = lambda shows, **body: _try(ask, "/chat/completions", {"model": model, "messages": _SAID, "max_tokens": 1, **body}, shows)
+    top = lambda r: (len(_logprobs(r)["content"][0]["top_logprobs"]), bool((r.get("usage") or {}).get("prompt_tokens_details")))
+    length = lambda r: int(r["usage"]["prompt_tokens"])
+    version, by_id, echo, held, plain, begun, *tops = await asyncio.gather(
+        ask("GET", "/../version", {}), _by_id(ask, model),
+        _try(ask, "/completions", {"model": model, "prompt": "The moon is bright", "max_tokens": 1, "temperature": 0, "logprobs": 1, "echo": True}, _gives_back),
+        chat(lambda r: json.loads(r["choices"][0]["message"]["content"]) == {"a": "yes"}, max_tokens=16, temperature=0, response_format={"type": "json_schema", "json_schema": {"name": "reply", "schema": _SCHEMA}}),
+        chat(length, temperature=0), chat(length, temperature=0, **_BEGUN), *(chat(top, logprobs=True, top_logprobs=n) for n in (20, 5)))
+    shown, cached = max((t for t in tops if t), default=(0, False))
+    return Served(kind=str(listed.get("owned_by") or "unknown"), version=version.get("version") if isinstance(version, dict) else None, max_len=listed.get("max_model_len"), tokenize=by_id[0], token_ids=by_id[1],
+                  echo=bool(echo), top=shown, prefill=None not in (plain, begun) and 1 <= begun - plain <= 3, json_schema=bool(held), cached=cached, checked=time.strftime("%Y-%m-%d"))
 
 # %% ../../nbs/engines/11_server.ipynb #61d79e8c
 _LASTING = ("id", "owned_by", "root", "parent", "max_model_len") # the rest, such as a time or a random mark, vLLM makes anew for every reader
