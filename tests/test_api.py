@@ -38,6 +38,7 @@ class Server:
 
     async def act(self, what, n, body, request):
         if self.locked: return error(401, "who are you?")
+        if self.hosted and "logprobs" in body: return said(logprobs={"content": [{"top_logprobs": [{"token": t, "logprob": x} for t, x in self.hosted.items()]}]})
         if what == "Say yes." and self.tired: return error(429, "slow down")
         if what == "Say yes." and self.goes_on: return said(prompt=5 + (len(body["messages"]) > 1)) # a probe: what is begun for it is read
         if what == "old names": return error(400, "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead.") if "max_tokens" in body else said("new")
@@ -93,7 +94,7 @@ class Server:
             await asyncio.sleep(wait)
         return r
 
-    models, room, refused, goes_on, listing, tired, locked = (), 1, 0, True, None, False, False
+    models, room, refused, goes_on, listing, tired, locked, hosted = (), 1, 0, True, None, False, False, {} # the last: its likeliest tokens, where it shows some
     async def list(self, request):
         if self.listing is not None: return self.listing()
         return web.json_response({"data": [{"id": m, "owned_by": "vllm"} for m in self.models]}) if self.models else web.Response(status=404)
@@ -576,6 +577,39 @@ def test_abilities_are_tried_at_the_same_time():
     now = []
     found, seconds = at_once(look(one, "toy", {}))
     assert found.tokenize and found.version == "1" and len(now) == 9 and seconds < 2.5 # tokens are known before they are asked about
+
+
+def test_letters_of_a_server_that_drops_beginnings_are_a_whole_reply(server, tmp_path, monkeypatch):
+    monkeypatch.setenv("RUBRICLAB_CACHE_DIR", str(tmp_path))
+    from rubriclab.core.types import PreferencePair
+    from rubriclab.judges.pairwise import judge
+    server.goes_on, server.hosted = False, {"A": -0.5, " A": -2.0, "B": -1.6, "**": -4.0, "Winner": -9999.0}
+    e = Engine(open_backend(server.url))
+    verdicts = judge([PreferencePair(id="p", prompt="Which moon is the largest?", chosen="Ganymede.", rejected="Io.")], e, method="direct")[0].verdicts
+    assert [round(v.margin, 6) for v in verdicts] == [x := round(math.log(math.exp(-0.5) + math.exp(-2.0)) + 1.6, 6), -x]
+    last = server.bodies[-1]["messages"][-1]
+    assert last["role"] == "user" and last["content"].endswith("`Winner: Response B`.\n\nYour whole reply must be one of these, and nothing else: A, B.") and "continue_final_message" not in server.bodies[-1]
+    begun, beyond = e.score([Chat.user("Which?", prefill="Both are moons.\nWinner:"), Chat.user("Which?", prefill="Winner:")], [[" A", " B"], [" A", " C"]])
+    assert not begun.exact and not beyond.exact and beyond.logprobs[1] == pytest.approx(-9999.0)
+    assert [(m["role"], m["content"][-20:]) for b in server.bodies if "Both are moons." in str(b) for m in b["messages"]] == [("user", "Which?"), ("assistant", "Both are moons."), ("user", " nothing else: A, B.")]
+    assert "never exact" in e.backend.abilities().beginnings
+
+
+def test_without_log_probabilities_the_way_out_is_said(server, tmp_path, monkeypatch):
+    monkeypatch.setenv("RUBRICLAB_CACHE_DIR", str(tmp_path))
+    server.goes_on = False
+    e = Engine(open_backend(server.url))
+    s, = e.score([Chat.user("one", prefill="Winner:")], [" A", " B"])
+    assert s.reason == "unsupported" and "--readout generate" in s.detail and "--readout generate" in e.backend.abilities().beginnings
+    assert "--readout generate" in e.score([Chat.user("silent")], [" A", " B"])[0].detail
+
+
+def test_a_choice_of_several_tokens_is_read_where_it_parts_from_the_others(server):
+    server.hosted = {" not": -0.1, " met": -2.5, " no": -5.0}
+    e = Engine(open_backend(server.url))
+    two, three = e.score([Chat.user("met?")] * 2, [[" met", " not met"], [" met", " not met", " not said"]])
+    assert (two.logprobs, two.exact) == ((-2.5, -0.1), False)
+    assert (three.logprobs, three.exact) == ((-2.5, -0.1, -0.1), False) # no more than the token that both begin with
 
 
 def test_a_tokenizer_that_is_added_later_asks_again(server, monkeypatch):

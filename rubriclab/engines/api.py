@@ -6,8 +6,8 @@
 __all__ = ['MARKS', 'FULL', 'BUSY', 'MOST_BYTES', 'MOST_IDS', 'MOST_READS', 'TAIL', 'parse_target', 'messages_of', 'chat_part',
            'chat_body', 'usage_of', 'work_of', 'cached_of', 'read_completion', 'recovered', 'chosen', 'message_of',
            'failure_of', 'Limits', 'Live', 'ApiBackend', 'Call', 'Said', 'complete', 'check_choices', 'Read',
-           'reads_of', 'Tokens', 'Letters', 'scores_of', 'added_mark', 'echo_of', 'below', 'logprobs', 'hidden',
-           'served', 'open_backend']
+           'reads_of', 'Tokens', 'Letters', 'scores_of', 'alone', 'stripped', 'of_shown', 'below', 'added_mark',
+           'echo_of', 'logprobs', 'hidden', 'served', 'open_backend']
 
 # %% ../../nbs/engines/05_api.ipynb #d5a2b4be
 import asyncio, atexit, json, math, os, re
@@ -16,7 +16,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 from pydantic import JsonValue
-from ..core.types import Chat, Completion, Failure, Scores, Unusable, Usage, Value
+from ..core.types import Chat, Completion, Failure, Message, Scores, Unusable, Usage, Value
 from .engine import FeatureRequest, Request, ScoreRequest, Work, choices_in
 from .flow import Budget, Gate, Price, Purse, Tries, as_they_come, background, pause, price_in, retry_after
 from .hf import render, rows_of
@@ -539,6 +539,38 @@ def scores_of(values: Sequence[float], precision: str, exact: bool, usage: Usage
 
 ApiBackend.exact = _exact
 
+# %% ../../nbs/engines/05_api.ipynb #7c1e5d20
+def alone(request: ScoreRequest) -> ScoreRequest | None: # None where choices look alike without the blanks around them
+    "The same question with a choice as the whole reply. What the model has written before the beginning is a turn of its own."
+    words = tuple(c.strip() for c in request.choices)
+    if "" in words or len(set(words)) < len(words): return None
+    wanted, (*before, last) = f"Your whole reply must be one of these, and nothing else: {', '.join(words)}.", request.chat.messages
+    written = request.chat.prefill.rpartition("\n")[0].strip()
+    if last.role == "user" and not written: turns = [last.replace(content=f"{last.content}\n\n{wanted}")]
+    else: turns = [last] + [Message(role="assistant", content=written)] * bool(written) + [Message(role="user", content=wanted)]
+    return ScoreRequest(chat=request.chat.replace(messages=(*before, *turns), prefill=""), choices=words)
+
+def stripped(shown: Mapping[str, float]) -> dict[str, float]:
+    "Tokens without the blanks around them; those that then look alike are added up."
+    found: dict[str, float] = {}
+    for token, x in shown.items():
+        if word := token.strip(): found[word] = max(y := found.get(word, -math.inf), x) + math.log1p(math.exp(-abs(x - y)))
+    return found
+
+def of_shown(choice: str, choices: Sequence[str], # that it is one of
+             shown: Mapping[str, float], # the likeliest first tokens
+            ) -> tuple[float, bool]: # nats, and whether a token is shown that this choice begins with and no other does
+    "The log-probability of a choice, or the most that it can be."
+    if choice in shown: return shown[choice], True
+    begun = {t: x for t, x in shown.items() if t and choice.startswith(t)}
+    own = [x for t, x in begun.items() if not any(c.startswith(t) for c in choices if c != choice)]
+    return (max(own), True) if own else (max([below(shown.values()), *begun.values()]), False)
+
+def below(shown: Iterable[float]) -> float: # nats
+    "The largest log-probability that a token can have which is not among the likeliest ones."
+    shown = list(shown)
+    return min(min(shown), math.log(max(1 - sum(map(math.exp, shown)), 1e-9)))
+
 # %% ../../nbs/engines/05_api.ipynb #58e5b96c
 def added_mark(tokenizer: Any) -> str: # empty where there is none
     "The mark that a tokenizer, and so a server, puts before every text by itself."
@@ -570,22 +602,19 @@ async def _echoed(self: ApiBackend, call: Call, request: ScoreRequest) -> Scores
     return scores_of(sums, "as served", True, usage)
 
 async def _visible(self: ApiBackend, call: Call, request: ScoreRequest) -> Scores | Failure:
-    "Scores from the likeliest first tokens of a reply."
-    if (failure := self.drops(request.chat)) is not None: return failure
-    body = {"model": self.model, **chat_part(request.chat), "max_tokens": 1, "temperature": 1, "logprobs": True, "top_logprobs": self.served.top or 20}
+    "Scores from the likeliest first tokens of a reply; where the server drops its beginning, of one that is a choice alone."
+    asked, dropped = request, self.drops(request.chat)
+    if dropped is not None and (not self.served.top or (asked := alone(request)) is None): return dropped.replace(detail=f"{dropped.detail}, or --readout generate")
+    body = {"model": self.model, **chat_part(asked.chat), "max_tokens": 1, "temperature": 1, "logprobs": True, "top_logprobs": self.served.top or 20}
     def values(reply: Any) -> Scores | Failure:
         shown = (reply["choices"][0].get("logprobs") or {}).get("content") or [{"top_logprobs": []}]
         found = {t["token"]: float(t["logprob"]) for t in reversed(shown[0]["top_logprobs"])} # the likelier of two that look alike
-        seen = [c in found for c in request.choices]
-        if any(seen): return scores_of([found.get(c, below(found.values())) for c in request.choices], "as served", all(seen), usage_of(reply))
-        why = f"none of {list(request.choices)} is among the {len(found)} tokens that the server shows" if found else "the server shows no log-probabilities"
-        return Failure(reason="unsupported", detail=f"{why}; use a vLLM server, or a vllm: or hf: engine", usage=usage_of(reply))
+        if dropped is not None: found = stripped(found)
+        read = [of_shown(c, asked.choices, found) for c in asked.choices] if found else []
+        if any(seen for _, seen in read): return scores_of([x for x, _ in read], "as served", dropped is None and all(c in found for c in asked.choices), usage_of(reply))
+        why = f"none of {list(asked.choices)} is among the {len(found)} tokens that the server shows" if found else "the server shows no log-probabilities"
+        return Failure(reason="unsupported", detail=f"{why}; use a vLLM server, or a vllm: or hf: engine, or --readout generate", usage=usage_of(reply))
     return await self.ask(call, "POST", f"{self.base}/chat/completions", body, values)
-
-def below(shown: Iterable[float]) -> float: # nats
-    "The largest log-probability that a token can have which is not among the likeliest ones."
-    shown = list(shown)
-    return min(min(shown), math.log(max(1 - sum(map(math.exp, shown)), 1e-9)))
 
 ApiBackend.echoed, ApiBackend.visible = _echoed, _visible
 

@@ -31,10 +31,17 @@ class Served(Value):
     cached: bool = False # it reports tokens that it had read before
     checked: str = "" # when
 
+    @property
+    def beginnings(self) -> str:
+        "What becomes of a reply's forced beginning, and of scores after one."
+        if self.prefill or self.kind == "vllm": return "gone on from"
+        scores = "a score asks for a choice as the whole reply and is never exact" if self.top else "no scores after one, use --readout generate"
+        return "not known: replies cannot be begun for it" + ("" if self.token_ids else f"; {'without tokenizer=NAME ' if self.echo else ''}{scores}")
+
     def __str__(self) -> str:
         scores = "exact, by token" if self.token_ids else f"from the {self.top} likeliest tokens; exact where it has all letters" if self.top else "none"
         if self.echo and not self.token_ids: scores = f"exact, by echo, with tokenizer=NAME; else {scores}"
-        lines = {"kind": f"{self.kind} {self.version or ''}".strip(), "models": ", ".join(self.models) or "no list", "context": f"{self.max_len:,} tokens" if self.max_len else "not said", "scores": scores, "beginnings": "gone on from" if self.prefill else "not known: replies cannot be begun for it",
+        lines = {"kind": f"{self.kind} {self.version or ''}".strip(), "models": ", ".join(self.models) or "no list", "context": f"{self.max_len:,} tokens" if self.max_len else "not said", "scores": scores, "beginnings": self.beginnings,
                  "JSON schema": "held to" if self.json_schema else "not known: replies are searched for JSON", "cache": "reported" if self.cached else "not reported", "checked": self.checked}
         return "\n".join(f"  {k:<12} {v}" for k, v in lines.items())
 
