@@ -444,6 +444,10 @@ def test_a_beginning_that_the_server_drops_without_a_word_is_a_failure(server):
     assert e.score([Chat.user("letters", prefill="Winner:")], [" A", " B"])[0].reason == "unsupported" and e.score([Chat.user("letters")], [" A", " B"])[0].exact
 
 
+@pytest.mark.parametrize("text", ['{"label": ' * 5000, "[" * 5000 + '{"a": ' * 5000, "{" * 200])
+def test_text_nested_without_end_holds_no_json(text): assert api.recovered(text, {"required": ["label"]}) == text
+
+
 def test_a_schema_that_is_left_out_without_a_word_is_looked_for_too(server):
     (r,), = Engine(open_backend(server.url)).generate([Chat.user("blind")], schema={"type": "object", "required": ["label"]})
     assert r.text == '{"label": "yes"}'

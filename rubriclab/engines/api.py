@@ -100,6 +100,7 @@ def recovered(text: str, # a reply
     for m in re.finditer(r"[{]", text):
         try: found, end = json.JSONDecoder().raw_decode(text, m.start())
         except ValueError: continue
+        except RecursionError: break # what is nested so deep is no reply to any schema
         if wanted <= set(found): return text[m.start():end]
     return text
 
@@ -197,14 +198,10 @@ def _close(self: ApiBackend) -> None:
     atexit.unregister(self.close)
     if live is not None and live.pid == os.getpid(): asyncio.run_coroutine_threadsafe(live.http.close(), background()).result(10)
 
-def _share(self: ApiBackend, n: int) -> None:
-    "Spend an n-th part of the budget, since as many processes share it. Before the first request."
-    self.limits = self.limits.replace(budget=self.limits.budget.part(n))
-
 def _spent(self: ApiBackend) -> dict[str, float]: # tokens and dollars (0 without prices) since the engine was opened
     return {"tokens": self.running.purse.tokens, "dollars": self.running.purse.dollars} if self.running else {"tokens": 0, "dollars": 0.0}
 
-ApiBackend.live, ApiBackend.close, ApiBackend.share, ApiBackend.spent = _live, _close, _share, _spent
+ApiBackend.live, ApiBackend.close, ApiBackend.spent = _live, _close, _spent
 
 # %% ../../nbs/engines/05_api.ipynb #baa4b1f4
 class Call:

@@ -169,10 +169,6 @@ class Budget(Value):
     dollars: float | None = Field(None, gt=0)
     seconds: float | None = Field(None, gt=0)
 
-    def part(self, n: int) -> "Budget":
-        "Of one of `n` processes that spend it together."
-        return self.replace(tokens=self.tokens and max(1, self.tokens // n), dollars=self.dollars and self.dollars / n)
-
 # %% ../../nbs/engines/10_flow.ipynb #b698f739
 class Purse:
     "What a run has spent and holds back. For one event loop."
