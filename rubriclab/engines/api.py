@@ -382,6 +382,9 @@ def _drops(self: ApiBackend, chat: Chat) -> Failure | None:
     if not chat.prefill or self.vllm or self.served.prefill: return None
     return self.unseen() or Failure(reason="unsupported", detail="the server does not go on from a forced beginning of the reply; use a vLLM server, or a vllm: or hf: engine")
 
+ApiBackend.run, ApiBackend.unseen, ApiBackend.drops = _run, _unseen, _drops
+
+# %% ../../nbs/engines/05_api.ipynb #3f9a6b81
 async def _reply(self: ApiBackend, call: Call, r: Request) -> Completion | Failure:
     "A completion; JSON is looked for in the text where the server cannot hold a reply to a schema."
     if (failure := self.drops(r.chat)) is not None: return failure
@@ -398,7 +401,7 @@ def complete(self: ApiBackend, requests: Sequence[Request]) -> Iterator[tuple[in
     "Completions as they finish."
     return self.run(requests, self.reply, lambda: not self.vllm and any(r.chat.prefill for r in requests)) # vLLM goes on from a beginning
 
-ApiBackend.run, ApiBackend.unseen, ApiBackend.drops, ApiBackend.reply, ApiBackend.complete = _run, _unseen, _drops, _reply, complete
+ApiBackend.reply, ApiBackend.complete = _reply, complete
 
 # %% ../../nbs/engines/05_api.ipynb #22a72bf2
 def check_choices(requests: Sequence[ScoreRequest]) -> None:
@@ -598,6 +601,9 @@ async def _echoed(self: ApiBackend, call: Call, request: ScoreRequest) -> Scores
         usage += found[1]
     return scores_of(sums, "as served", True, usage)
 
+ApiBackend.echoed = _echoed
+
+# %% ../../nbs/engines/05_api.ipynb #a4d07e52
 async def _visible(self: ApiBackend, call: Call, request: ScoreRequest) -> Scores | Failure:
     "Scores from the likeliest first tokens of a reply; where the server drops its beginning, of one that is a choice alone."
     asked, dropped = request, self.drops(request.chat)
@@ -613,7 +619,7 @@ async def _visible(self: ApiBackend, call: Call, request: ScoreRequest) -> Score
         return Failure(reason="unsupported", detail=f"{why}; use a vLLM server, or a vllm: or hf: engine, or --readout generate", usage=usage_of(reply))
     return await self.ask(call, "POST", f"{self.base}/chat/completions", body, values)
 
-ApiBackend.echoed, ApiBackend.visible = _echoed, _visible
+ApiBackend.visible = _visible
 
 # %% ../../nbs/engines/05_api.ipynb #6e014a18
 def logprobs(self: ApiBackend, requests: Sequence[ScoreRequest], # choices distinct and not empty
