@@ -663,7 +663,7 @@ def open_backend(target: str, # MODEL@URL
                  timeout: str = "600", # seconds a try, from the first byte sent to the last one read
                  connect: str = "10", # seconds until a connection stands
                  tries: str = "4", # of a request that can be tried again
-                 tokens: str | None = None, # budget of a run; on Ray each worker has its part of it
+                 tokens: str | None = None, # budget of a run; on Ray that of all workers together
                  dollars: str | None = None, # the same in money; needs `prices`
                  deadline: str | None = None, # seconds from the first request on; what is under way then is cut off. Closing the engine begins anew
                  prices: str | None = None, # a YAML file: model to dollars for a million tokens
