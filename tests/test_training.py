@@ -358,7 +358,7 @@ def test_contrasts_train_a_generator(tmp_path):
     world, planted = planted_c2(0.5, 4, 2.0)
     write_rows(tmp_path / "pairs.jsonl", world.pairs(40, per_prompt=1))
     c2_file(tmp_path / "pairs.jsonl", tmp_path / "c2", planted, planted)
-    done = train("policy-dpo-smoke", tmp_path / "run", {"kind": "generator-dpo", "data.source": str(tmp_path / "c2" / "dpo.jsonl"), "data.prompts": 10, "data.held_out": 0.4, "data.tokens": 2000})
+    done = train("policy-dpo-smoke", tmp_path / "run", {"kind": "generator-dpo", "data.source": str(tmp_path / "c2" / "dpo.jsonl"), "data.prompts": 10, "data.held_out": 0.4, "data.tokens": 1000})
     assert done.steps == 4 and done.data["train"] + done.data["test"] == 10
     with pytest.raises(ValueError, match="no list of messages"): train("policy-dpo-smoke", tmp_path / "bad", {"kind": "generator-dpo", "data.source": str(tmp_path / "pairs.jsonl")})
 
@@ -509,7 +509,7 @@ def test_prompts_of_evaluation_sets_are_not_trained_on(tmp_path):
 
 def test_what_would_fail_later_is_refused_now():
     pytest.importorskip("trl", reason="needs the extra: pip install 'rubriclab[train]'")
-    for name, given, says in (("generator-sft-smoke", {"data.tokens": 4096}, "do not fit the 2048 places"), ("policy-grpo-smoke", {"data.tokens": 2040, "args.max_completion_length": 64}, "max_completion_length=64 do not fit"),
+    for name, given, says in (("generator-sft-smoke", {"data.tokens": 4096}, "do not fit the 1024 places"), ("policy-grpo-smoke", {"data.tokens": 2040, "args.max_completion_length": 64}, "max_completion_length=64 do not fit"),
                               ("policy-grpo-smoke", {"args.num_generations": 3}, "num_generations|divisible"), ("policy-grpo-smoke", {"args.per_device_eval_batch_size": 3}, "3 on 1 GPU are no whole groups of num_generations=2"), ("reward-model-smoke", {"reward.by": "length"}, "pays for nothing"), ("generator-sft-smoke", {"data.source": "verifiable"}, "writes: rules"),
                               ("policy-grpo-smoke", {"data.source": "clusters", "reward.by": "checker"}, "needs the column .constraints"), ("generator-grpo-smoke", {"reward.by": "use"}, "does not fit data with writes")):
         with pytest.raises(ValueError, match=says): plan_training(read_train_recipe(name, given))
@@ -517,8 +517,8 @@ def test_what_would_fail_later_is_refused_now():
 
 def test_a_run_that_was_killed_goes_on(tmp_path):
     pytest.importorskip("trl", reason="needs the extra: pip install 'rubriclab[train]'")
-    given = ["-p", "args.max_steps", "40", "-p", "args.logging_steps", "2"]
-    start = lambda folder: [sys.executable, "-m", "rubriclab", "train", "generator-sft-smoke", "--out", str(folder), *given]
+    given = ["-p", "args.max_steps", "24", "-p", "args.logging_steps", "2", "-p", "args.save_steps", "4"]
+    start = lambda folder: [sys.executable, "-m", "rubriclab", "train", "policy-sft-smoke", "--out", str(folder), *given]
     whole = subprocess.run(start(tmp_path / "whole"), capture_output=True, text=True)
     assert whole.returncode == 0, whole.stderr
     broken = subprocess.Popen(start(tmp_path / "broken"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -530,9 +530,9 @@ def test_a_run_that_was_killed_goes_on(tmp_path):
     again = subprocess.run(start(tmp_path / "broken"), capture_output=True, text=True)
     assert again.returncode == 0, again.stderr
     a, b = (json.loads((tmp_path / f / "result.json").read_text()) for f in ("whole", "broken"))
-    assert a["steps"] == b["steps"] == 40 and a["after"]["held out"]["loss"] == pytest.approx(b["after"]["held out"]["loss"], abs=1e-3)
+    assert a["steps"] == b["steps"] == 24 and a["after"]["held out"]["loss"] == pytest.approx(b["after"]["held out"]["loss"], abs=1e-3)
     assert [c["loss"] for c in a["curve"]] == pytest.approx([c["loss"] for c in b["curve"]], abs=1e-3)
-    x, y = (torch.load(tmp_path / f / "checkpoint-40" / "optimizer.pt", weights_only=True)["state"] for f in ("whole", "broken"))
+    x, y = (torch.load(tmp_path / f / "checkpoint-24" / "optimizer.pt", weights_only=True)["state"] for f in ("whole", "broken"))
     assert all(torch.allclose(x[k]["exp_avg"], y[k]["exp_avg"], atol=1e-6) for k in x)
 
 
