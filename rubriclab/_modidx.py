@@ -1965,6 +1965,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'rubriclab.lab.training._plain': ('lab/training.html#_plain', 'rubriclab/lab/training.py'),
                                         'rubriclab.lab.training._texts': ('lab/training.html#_texts', 'rubriclab/lab/training.py'),
                                         'rubriclab.lab.training.claims': ('lab/training.html#claims', 'rubriclab/lab/training.py'),
+                                        'rubriclab.lab.training.contrast_measures': ( 'lab/training.html#contrast_measures',
+                                                                                      'rubriclab/lab/training.py'),
                                         'rubriclab.lab.training.head_measures': ( 'lab/training.html#head_measures',
                                                                                   'rubriclab/lab/training.py'),
                                         'rubriclab.lab.training.plot_before_after': ( 'lab/training.html#plot_before_after',

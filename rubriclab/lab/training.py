@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PLANTED', 'run_rows', 'plot_curves', 'plot_gap', 'train_recipes_into', 'train_planted', 'unseen_pairs', 'Measured',
-           'claims', 'policy_measures', 'writer_measures', 'verifier_measures', 'head_measures', 'scalar_measures',
-           'plot_before_after']
+           'claims', 'policy_measures', 'writer_measures', 'contrast_measures', 'verifier_measures', 'head_measures',
+           'scalar_measures', 'plot_before_after']
 
 # %% ../../nbs/lab/09_training.ipynb #a2277c91
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from ..core import stats
-from ..core.types import Completion, Message, Chat, PreferencePair, Table
+from ..core.types import Completion, Failure, Message, Chat, PreferencePair, Table
 from ..data.records import prompt_key
 from ..data.verifiable import verifiable_pairs
 from ..engines.engine import Engine
@@ -25,7 +25,7 @@ from ..training.contrasts import broken_by, checked_contrast, checked_effect
 from ..training.judge_head import HOW
 from ..training.labels import labeled_items
 from ..training.recipe import TrainResult, read_train_recipe
-from ..training.rewards import ByRewardModel, Checked
+from ..training.rewards import ByRewardModel, Checked, Scorer
 from ..training.run import train
 
 if TYPE_CHECKING: from matplotlib.figure import Figure
@@ -163,12 +163,13 @@ def _texts(e: Engine, chats: Sequence[Chat], most: int, seed: int) -> list[str]:
     return [r.text if isinstance(r, Completion) else "" for (r,) in e.generate(chats, max_tokens=most, temperature=1.0, seed=seed)]
 
 # %% ../../nbs/lab/09_training.ipynb #418d7908
-def policy_measures(who: str, e: Engine, pairs: Sequence[PreferencePair], most: int = 48, seed: int = 0) -> list[Measured]:
-    "A policy's sampled answers to the prompts of `data.verifiable`: share of constraints that hold, and words."
+def policy_measures(who: str, e: Engine, pairs: Sequence[PreferencePair], most: int = 48, seed: int = 0, judges: Mapping[str, Scorer] = {}) -> list[Measured]:
+    "A policy's sampled answers to the prompts of `data.verifiable`: share of constraints that hold, words, and what other scorers say of the same answers."
     asked = list({prompt_of(p): p for p in pairs}.values())
     texts = _texts(e, [_ask(p.prompt) for p in asked], most, seed)
-    met, at = Checked()([p.prompt for p in asked], texts, {"constraints": [p.meta["constraints"] for p in asked]}), [prompt_of(p) for p in asked]
-    return [Measured(who, "constraints met", met, at, seed), Measured(who, "words", [float(len(t.split())) for t in texts], at, seed)]
+    columns, at = {"constraints": [p.meta["constraints"] for p in asked]}, [prompt_of(p) for p in asked]
+    scored = {name: by([p.prompt for p in asked], texts, columns) for name, by in {"constraints met": Checked(), **judges}.items()}
+    return [*(Measured(who, name, v, at, seed) for name, v in scored.items()), Measured(who, "words", [float(len(t.split())) for t in texts], at, seed)]
 
 def writer_measures(who: str, e: Engine, pairs: Sequence[PreferencePair], most: int = 128, seed: int = 0) -> list[Measured]:
     "A writer's sampled rubrics, in the form of C2: shares that help, that mislead, and that hold no criterion a program can check."
@@ -176,6 +177,13 @@ def writer_measures(who: str, e: Engine, pairs: Sequence[PreferencePair], most: 
     effects, at = [checked_effect(t, p) for t, p in zip(texts, pairs)], [prompt_of(p) for p in pairs]
     parts = {"helpful": [x is not None and x > 0 for x in effects], "misleading": [x is not None and x < 0 for x in effects], "cannot be checked": [x is None for x in effects]}
     return [Measured(who, f"rubrics: {k}", v, at, seed) for k, v in parts.items()]
+
+def contrast_measures(who: str, e: Engine, pairs: Sequence[PreferencePair], seed: int = 0) -> list[Measured]:
+    "How much likelier a writer finds the helpful rubric of a known contrast than the misleading one, in nats: what DPO is to raise."
+    both = [(p, c) for p in pairs if (c := checked_contrast(p, seed)) is not None]
+    said = e.score([candidate_chat(p, seed) for p, _ in both], [[c.helpful, c.misleading] for _, c in both])
+    margins = [None if isinstance(s, Failure) else s.logprobs[0] - s.logprobs[1] for s in said]
+    return [Measured(who, "margin of the helpful rubric", margins, [prompt_of(p) for p, _ in both], seed)]
 
 def verifier_measures(who: str, e: Engine, pairs: Sequence[PreferencePair], most: int = 96, seed: int = 0) -> list[Measured]:
     "A verifier's written opinions of helpful and of misleading rubrics: layout, label and answer; what cannot be read is wrong."
