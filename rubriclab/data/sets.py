@@ -271,6 +271,9 @@ def of_subset(source: Source, # the set
     raise near_name(subset, {*source.parts, *(v.meta[k] for v in found for k in ("subset", "section") if k in v.meta)}, f"subset of {source.name}")
 
 # %% ../../nbs/data/01_sets.ipynb #07034526
+def _stream(source: Source, subset: str | None, data_dir: str | None) -> Iterator[Pair | RecordError]:
+    return stream_set(source, parts_of(source, subset), data_dir or settings().data_dir or None, _pairs)
+
 def load(name: str, # a name in `SETS`
          data_dir: str | None = None, # folder that holds the sets' folders; the setting `data_dir` by default
          subset: str | None = None, # a part, a `meta["subset"]` or a `meta["section"]`
@@ -280,8 +283,8 @@ def load(name: str, # a name in `SETS`
         ) -> Pairs: # the pairs; rows without one stand in `.skipped`
     "A public set of pairs, from a local folder or from the hub. Errors: ValueError for an unknown name, FileNotFoundError where the set is nowhere."
     if name not in SETS: raise near_name(name, SETS, "set")
-    source, folder = SETS[name], data_dir or settings().data_dir or None
-    pairs = of_subset(source, collected(stream_set(source, parts_of(source, subset), folder, _pairs)), subset)
+    source = SETS[name]
+    pairs = of_subset(source, collected(_stream(source, subset, data_dir)), subset)
     if limit is not None: pairs = sample_prompts(pairs, limit, seed)
     if verbose: print(_summary(name, pairs, source))
     return pairs
@@ -291,7 +294,7 @@ def stream_pairs(name: str, # a name in `SETS`
                 ) -> Iterator[Pair | RecordError]: # a RecordError for a bad row
     "The same pairs one at a time, in constant memory."
     if name not in SETS: raise near_name(name, SETS, "set")
-    return stream_set(SETS[name], parts_of(SETS[name], None), data_dir or settings().data_dir or None, _pairs)
+    return _stream(SETS[name], None, data_dir)
 
 def _summary(name: str, pairs: Pairs, source: Source) -> str:
     b = length_baselines(pairs)
