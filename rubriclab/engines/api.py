@@ -176,6 +176,7 @@ class ApiBackend:
         self.names: tuple[str, ...] = () # of the models that it serves
         self.plain, self.renamed, self.reached, self.unsure = False, False, False, False # it refused a schema; it says max_completion_tokens; it has answered; it was busy when it was looked at
         self.known, self.running = {}, None # tokens of choices; `Live`
+        self.purse: Callable[[Budget, Price | None], Purse] = Purse # who pays: this process, or one for several
 
     @property
     def vllm(self) -> bool: return (self.listed or {}).get("owned_by") == "vllm"
@@ -189,7 +190,7 @@ def _live(self: ApiBackend) -> Live: # on the loop in the background
     if self.running is None or self.running.pid != os.getpid():
         http = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
         atexit.register(self.close)
-        self.running = Live(os.getpid(), http, Gate(self.limits.concurrency), Purse(self.limits.budget, self.limits.price), asyncio.Lock())
+        self.running = Live(os.getpid(), http, Gate(self.limits.concurrency), self.purse(self.limits.budget, self.limits.price), asyncio.Lock())
     return self.running
 
 def _close(self: ApiBackend) -> None:
