@@ -20,7 +20,7 @@ from ..engines.engine import Engine, engine
 from ..engines.hf import no_bars
 from ..judges.pointwise import Grading, grade
 from .labels import Prepared, labeled_items, prepare_labels
-from .recipe import TrainRecipe, TrainResult, base_of, curve_of, fits_context, kept_start, last_checkpoint, open_base, save_trained, trainer_args, typed_fields, with_lora, write_text
+from .recipe import MADE, TrainRecipe, TrainResult, base_of, curve_of, fits_context, kept_start, last_checkpoint, open_base, save_trained, trainer_args, typed_fields, with_lora, write_text
 
 if TYPE_CHECKING: import torch
 
@@ -149,5 +149,5 @@ def _exact(name: str) -> str: return name + ("&" if "?" in name else "?") + "dty
 
 def _untrained(recipe: TrainRecipe, out: Path) -> str: # an engine's name
     "The base as an engine; a random one is saved first."
-    if recipe.base not in ("tiny", "scratch"): return recipe.base if recipe.base in WHEELS else f"hf:{recipe.base}"
+    if recipe.base not in MADE: return recipe.base if recipe.base in WHEELS else f"hf:{recipe.base}"
     return f"hf:{kept_start(recipe, out)}"

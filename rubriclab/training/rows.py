@@ -72,21 +72,21 @@ def pairs_of(source: str, # `verifiable`, a public set's name, or a file
     "Pairs of a source, whatever their label."
     return (p for p in _found(source, prompts, seed) if not isinstance(p, RecordError))
 
-def _unfit(p: Pair | RecordError, d: TextData) -> str | None: # why a pair is left out
+def _fitting(p: Pair | RecordError, d: TextData) -> PreferencePair | str: # or why it is left out
     if isinstance(p, RecordError): return "bad row"
-    if isinstance(preferred(p), Failure): return "no better answer is known"
+    if isinstance(better := preferred(p), Failure): return "no better answer is known"
     if d.longest is not None and max(map(len, p.answers)) > d.longest: return "answer over longest"
-    return "other kinds" if d.kinds is not None and broken_by(p).kind not in d.kinds else None
+    return "other kinds" if d.kinds is not None and broken_by(better).kind not in d.kinds else better
 
 def _by_pair(d: TextData, rows_of: Callable[[PreferencePair], Iterable[Row]], once: bool = False) -> Rows:
     "The rows of every pair that fits; of one that does not, why. `once`: of pairs of one prompt that follow each other only the first."
     n, last = 0, None
-    for p in _found(d.source, d.prompts, d.seed):
+    for found in _found(d.source, d.prompts, d.seed):
         if n == d.prompts and d.source != "verifiable": return
-        if why := _unfit(p, d): yield "", {"left out": why}; continue
-        key, n, before, last = prompt_key(p), n + 1, last, prompt_key(p)
+        if isinstance(p := _fitting(found, d), str): yield "", {"left out": p}; continue
+        n, before, last = n + 1, last, (key := prompt_key(p))
         if once and key == before: yield key, {"left out": "prompt again"}; continue
-        for row in rows_of(preferred(p)): yield key, row
+        for row in rows_of(p): yield key, row
 
 # %% ../../nbs/training/05_rows.ipynb #a3d1c0f7
 def _records(d: TextData) -> Iterator[Item]:
@@ -126,10 +126,13 @@ def judge_rows(d: TextData) -> Rows:
     if d.target == "trace" or _was_judged(d.source): return _of_verdicts(d)
     return _by_pair(d, lambda p: [_verdict_alone(p, order) for order in shown_orders(p, "random", d.seed)])
 
-def _letter(order: Order) -> str: return "A" if order == "first" else "B" # of the better answer, which is the record's first
+def _letter(p: Pair, order: Order) -> str: return "A" if (order == "first") == (p.gold == p.names[0]) else "B" # of the better answer
 
-def _verdict_alone(p: PreferencePair, order: Order) -> Row:
-    return {"prompt": _asked(verdict_chat(p, template(PROMPTS["direct_rubric"] if p.rubric else DIRECT), order, p.rubric)), "completion": _said(f"Winner: Response {_letter(order)}")}
+def _verdict_alone(p: Pair, order: Order) -> Row:
+    return {"prompt": _asked(verdict_chat(p, template(PROMPTS["direct_rubric"] if p.rubric else DIRECT), order, p.rubric)), "completion": _said(f"Winner: Response {_letter(p, order)}")}
+
+def _verdict_traced(p: Pair, order: Order, reasons: str) -> Row:
+    return {"prompt": _asked(verdict_chat(p, template(PROMPTS["rubric"] if p.rubric else DIRECT), order, p.rubric)), "completion": _said(reasons)}
 
 def _was_judged(source: str) -> bool: # whether it is a file that `rubriclab judge` wrote
     if source == "verifiable" or source in SETS: return False
@@ -139,16 +142,11 @@ def _was_judged(source: str) -> bool: # whether it is a file that `rubriclab jud
 def _of_verdicts(d: TextData) -> Rows:
     "Only what was right is worth learning. The control without reasons has the same pairs in the same orders."
     for row in _lines(d, "verdicts", "judge the file first: rubriclab judge IN OUT --readout generate"):
-        pair = as_pair(row, row.pop("where"))
-        if why := _unfit(pair, d): yield "", {"left out": why}; continue
-        p, chosen_first = preferred(pair), pair.gold == pair.names[0]
+        p = as_pair(row, row.pop("where"))
+        if isinstance(why := _fitting(p, d), str): yield "", {"left out": why}; continue
         for v in row["verdicts"]:
-            order = v["shown_first"] if chosen_first else _OTHER[v["shown_first"]] # of the better answer
-            why = "no verdict" if v.get("winner") is None else "wrong verdict" if v["winner"] != pair.gold else None if v.get("rationale") else "no reasons were written"
-            traced = lambda: {"prompt": _asked(verdict_chat(p, template(PROMPTS["rubric"] if p.rubric else DIRECT), order, p.rubric)), "completion": _said(v["rationale"])}
-            yield prompt_key(p), {"left out": why} if why else traced() if d.target == "trace" else _verdict_alone(p, order)
-
-_OTHER: dict[Order, Order] = {"first": "second", "second": "first"}
+            why = "no verdict" if v.get("winner") is None else "wrong verdict" if v["winner"] != p.gold else None if v.get("rationale") else "no reasons were written"
+            yield prompt_key(p), {"left out": why} if why else _verdict_traced(p, v["shown_first"], v["rationale"]) if d.target == "trace" else _verdict_alone(p, v["shown_first"])
 
 # %% ../../nbs/training/05_rows.ipynb #ff1731b5
 def policy_rows(d: TextData) -> Rows:
@@ -201,7 +199,7 @@ def _verifier_tasks(p: PreferencePair, c: CheckedContrast, seed: int) -> Iterato
     seen = f"Response {'B' if order == 'first' else 'A'} breaks this: {c.decides.criterion}"
     for label, text in ((None, None), ("helpful", c.helpful), ("misleading", c.misleading)):
         more = f" Nobody asked for this: {c.misleads.criterion}" if label == "misleading" else ""
-        yield _asked(verdict_chat(p, template("c2/verify" if label else "c2/direct"), order, text)), _letter(order), label, seen + more
+        yield _asked(verdict_chat(p, template("c2/verify" if label else "c2/direct"), order, text)), _letter(p, order), label, seen + more
 
 def _three_parts(letter: str, label: str | None, seen: str) -> list[dict[str, str]]:
     middle = f"<rubric>{label}</rubric>\n" if label else ""

@@ -15,7 +15,7 @@ from ..core.types import Value
 from ..engines.bundled import WHEELS
 from ..engines.gpus import known_gpu, weights_in
 from .judge_head import HeadRun, head_run, train_judge_head
-from .recipe import TrainRecipe, TrainResult, begun_from, check_processes, fits_context, lora_of, open_base, random_llama, rank, read_train_recipe, save_model, with_lora, write_text
+from .recipe import MADE, TrainRecipe, TrainResult, begun_from, check_processes, fits_context, lora_of, open_base, random_llama, rank, read_train_recipe, save_model, with_lora, write_text
 from .rows import ROWS
 from .text import TextRun, fits, paid_by, text_args, text_data, text_trainer, train_text, trl_name
 
@@ -85,7 +85,7 @@ def plan_training(recipe: TrainRecipe, # what to do
     "Check every field, build the first batch where the model is at hand, and count."
     known_gpu(gpu)
     recipe, guessed = _with_base(recipe)
-    with tempfile.TemporaryDirectory() as folder: found = (_opened if recipe.base in ("tiny", "scratch", *WHEELS) else _sketched)(recipe, Path(folder))
+    with tempfile.TemporaryDirectory() as folder: found = (_opened if recipe.base in (*MADE, *WHEELS) else _sketched)(recipe, Path(folder))
     return _counted(found._replace(guessed=(*guessed, *found.guessed)), recipe, gpu)
 
 def _with_base(recipe: TrainRecipe) -> tuple[TrainRecipe, list[str]]: # and what was guessed

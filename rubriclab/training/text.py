@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 from ..core.types import Value
 from ..engines.hf import no_bars
 from .rewards import ByRubric, Checked, Distinct, LengthPenalty, LikeHuman, Longer, MakesRight, Mixed, PointLines, Reward, Scorer, Veto, VerifierTargets, WithinLength
-from .recipe import TrainRecipe, TrainResult, base_folder, base_of, curve_of, fits_context, kept_start, last_checkpoint, open_base, rank, save_trained, trainer_args, typed_fields, with_lora
+from .recipe import MADE, TrainRecipe, TrainResult, base_folder, base_of, curve_of, fits_context, kept_start, last_checkpoint, open_base, rank, save_trained, trainer_args, typed_fields, with_lora
 from .rows import ROWS, Split, TextData, split_rows, used_fields
 
 # %% ../../nbs/training/06_text.ipynb #1f25b918
@@ -105,7 +105,7 @@ def text_trainer(recipe: TrainRecipe, # of a kind in `ROWS`
     fits(recipe, d, args, net.config)
     split = split_rows(ROWS[recipe.kind](d), d, tokenizer, out / f"rows-{rank()}") # each process its own, of the same rows
     for r in (rewards := paid_by(recipe, d)): check_columns(r, recipe.reward.get("held_out"), split.train.column_names)
-    made = recipe.base in ("tiny", "scratch") # has no name by which TRL could load the reference; with LoRA that is the model without its adapter
+    made = recipe.base in MADE # has no name by which TRL could load the reference; with LoRA that is the model without its adapter
     own = {"reward_funcs": rewards} if rewards else {"ref_model": copy.deepcopy(net)} if name == "DPO" and recipe.lora is None and made else {}
     with quiet(): trainer = _trl(f"{name}Trainer")(model=with_lora(net, recipe), **own, args=args, train_dataset=split.train, eval_dataset=split.test, processing_class=tokenizer)
     trainer.remove_callback(PrinterCallback)
@@ -146,7 +146,7 @@ def fits(recipe: TrainRecipe, d: TextData, args: Any, config: Any) -> None:
 def _base(recipe: TrainRecipe, out: Path) -> tuple[Any, Any]:
     "The model; for a reward model with a scalar head in place of the vocabulary's."
     if recipe.kind != "reward-model": return open_base(recipe.base, recipe.dtype)
-    return _with_scalar(base_folder(recipe.base) if recipe.base not in ("tiny", "scratch") else kept_start(recipe, out))
+    return _with_scalar(base_folder(recipe.base) if recipe.base not in MADE else kept_start(recipe, out))
 
 def _with_scalar(folder: str) -> tuple[Any, Any]:
     import torch
