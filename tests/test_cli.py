@@ -17,7 +17,7 @@ def rows(path): return [json.loads(line) for line in open(path)]
 
 def test_help_and_list():
     assert {"crg", "doctor", "judge", "list", "run"} <= set(re.findall(r"^  (\w+)", command("--help").stdout, re.M))
-    assert re.search(r"openrubrics +recipes: gpu-8b, laptop, smoke", command("list").stdout)
+    assert re.search(r"openrubrics +recipes: gpu-8b, laptop-trained, laptop, smoke", command("list").stdout)
     doctor = command("doctor")
     assert doctor.returncode == 0 and "hf     installed" in doctor.stdout and re.search(r"ray +(installed|missing ray: pip install \"rubriclab\[ray\]\")", doctor.stdout)
 
