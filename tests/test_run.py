@@ -139,7 +139,9 @@ def test_trained_arms_stand_beside_untrained_ones():
     for reads in ("criteria", "pairs"):
         rows = judge_trained("planted", judged, (able, able), (able, blind), Arms(rubric_max_tokens=300), reads)
         found = {a: summarize_arm(r)["accuracy"] for a, r in by_arm(rows, "planted").items()}
-        assert list(found) == ["trained", "untrained"] and found["trained"] > found["untrained"] + 0.05
+        assert list(found) == ["trained judge", "untrained"] and found["trained judge"] > found["untrained"] + 0.05
+    names = [{r["arm"] for r in judge_trained("planted", judged[:2], writers, judges, Arms(rubric_max_tokens=300))} for writers, judges in (((able, blind), (able, blind)), ((able, blind), (able, able)))]
+    assert names == [{"trained", "untrained"}, {"trained generator", "untrained"}] # the paper's comparison trains both
     right = by_points("planted", "reference", judged[:20], [world.rubric(int(p.id.split("-")[1])) for p in judged[:20]], planted_engines(0, 1.0)[1])
     assert all(r["winner"] == "chosen" and r["consistent"] for r in right) # true rubrics and a grader that reads them
     none = by_points("planted", "none", judged[:2], [None, None], able)

@@ -7,8 +7,8 @@ __all__ = ['SIGNS', 'WORTH', 'POLICIES', 'SHARES', 'Opinions', 'PLANTED', 'CLAIM
            'planted_c2', 'true_sign', 'yields', 'reading_noise', 'expected_precision', 'survival', 'shrinkage',
            'view_accuracy', 'leak_rates', 'draw_helpful', 'mixed', 'mix_rows', 'policy_rows', 'policy_orderings',
            'costs', 'accuracies', 'planted_known', 'planted_rubric', 'planted_opinions', 'planted_mix', 'crossings',
-           'Study', 'study', 'study_items', 'label_rows', 'inference', 'study_arms', 'summarize_c2', 'c2_text',
-           'plot_shifts', 'plot_survival', 'plot_views', 'plot_mixes', 'plot_labels', 'plot_crossing']
+           'Study', 'study', 'study_items', 'label_rows', 'sampled_rubrics', 'inference', 'study_arms', 'summarize_c2',
+           'c2_text', 'plot_shifts', 'plot_survival', 'plot_views', 'plot_mixes', 'plot_labels', 'plot_crossing']
 
 # %% ../../nbs/lab/07_c2.ipynb #0c011bc3
 from collections import Counter
@@ -391,6 +391,14 @@ def label_rows(s: Study, # with the verdicts without a rubric
     return Table([*table, {"readout": "probe", "rival": False, **{k: report[f"probe_{k}"] for k in ("accuracy", "low", "high", "auroc")}, "n": report["n"], "failed": len(truth) - report["n"]}])
 
 # %% ../../nbs/lab/07_c2.ipynb #ae3b69a3
+def sampled_rubrics(pairs: Sequence[Pair], # pairs to judge
+                    generator: Engine, # who writes
+                    how: Contrasting, # settings
+                   ) -> list[str]: # one a pair
+    "One rubric for each pair, as C2 uses its generator. One that could not be written is a dash, for the judge to refuse."
+    replies = generator.generate([candidate_chat(p, how.seed) for p in pairs], max_tokens=how.max_tokens, temperature=how.temperature, top_p=how.top_p, seed=how.seed)
+    return [r.text if isinstance(r, Completion) and r.text.strip() else "-" for r, in replies]
+
 def inference(pairs: Sequence[Pair], # pairs to judge
               generator: Engine, # who writes one rubric for each
               verifier: Engine, # who calls it helpful or misleading, and judges
@@ -398,10 +406,8 @@ def inference(pairs: Sequence[Pair], # pairs to judge
               readout: Readout = "logprob", # of the verifier
               max_tokens: int = 1024, # of what it writes
              ) -> Opinions:
-    "C2's rule as it is used: one sampled rubric, followed where it is called helpful. A rubric that could not be written is a dash, for the verifier to refuse."
-    replies = generator.generate([candidate_chat(p, how.seed) for p in pairs], max_tokens=how.max_tokens, temperature=how.temperature, top_p=how.top_p, seed=how.seed)
-    texts = [r.text if isinstance(r, Completion) and r.text.strip() else "-" for r, in replies]
-    return opinions(pairs, verifier, texts, readout, max_tokens=max_tokens, seed=how.seed)
+    "C2's rule as it is used: one sampled rubric, followed where it is called helpful."
+    return opinions(pairs, verifier, sampled_rubrics(pairs, generator, how), readout, max_tokens=max_tokens, seed=how.seed)
 
 CLAIMS = (("own, always", "own, never"), ("1:9, always", "1:9, selective"), ("9:1, always", "9:1, selective"))
 
