@@ -6,7 +6,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RECIPE ?= laptop
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt
 
 # Tokenizers warn about forks that papermill's kernels never make.
 export TOKENIZERS_PARALLELISM = false

@@ -1,4 +1,4 @@
-"""Recovery: planted orderings are found, and nothing is found where nothing is planted. Forty worlds here; `python tests/test_recovery.py 1000` runs all."""
+"""Recovery: planted orderings are found, and nothing is found where nothing is planted. Few worlds here; `python tests/test_recovery.py 1000` runs all."""
 import sys
 from rubriclab.lab.openrubrics import CHAIN, planted_rows
 from rubriclab.lab.report import by_arm, compare_arms

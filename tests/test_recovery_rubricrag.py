@@ -1,4 +1,4 @@
-"""RubricRAG on planted worlds: retrieved > random > zero-shot is found, and that similarity and use part is found where it is planted and only there. Thirty worlds here.
+"""RubricRAG on planted worlds: retrieved > random > zero-shot is found, and that similarity and use part is found where it is planted and only there. Fifteen worlds here.
 
     python tests/test_recovery_rubricrag.py 1000
 
@@ -42,7 +42,7 @@ def check(n, least, most):
 
 def test_retrieval_is_found_to_help_and_partings_only_where_they_are():
     pytest.importorskip("bm25s", reason="needs the retrieval extra: pip install 'rubriclab[rag]'")
-    check(30, usual(30, 0.95)[0], usual(30, 0.05)[1])
+    check(15, usual(15, 0.95)[0], usual(15, 0.05)[1])
 
 
 if __name__ == "__main__": check(n := int(sys.argv[1]) if len(sys.argv) > 1 else 1000, 0.95 * n, 0.065 * n)

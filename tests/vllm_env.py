@@ -58,10 +58,11 @@ def main():
     start, python = time.time(), str(folder() / "bin/python")
     subprocess.run([sys.executable, "-m", "venv", "--clear", folder()], check=True)
     pip = lambda *args: subprocess.run([python, "-m", "pip", *args, "--quiet", "--disable-pip-version-check"], check=True)
-    pip("install", "--upgrade", "pip>=25")
-    pip("install", TORCH) # first and alone: a CPU build where the index has one
-    pip("install", *wanted())
-    pip("install", "--no-deps", "-e", ROOT)
+    install = lambda *args: pip("install", "--no-compile", *args) # most of its modules are never imported
+    install("--upgrade", "pip>=25")
+    install(TORCH) # first and alone: a CPU build where the index has one
+    install(*wanted())
+    install("--no-deps", "-e", ROOT)
     pip("uninstall", "-y", *UNWANTED)
     (folder() / ".made").write_text(mark)
     size = sum(p.lstat().st_size for p in folder().rglob("*") if not p.is_dir()) / 1e9

@@ -2,7 +2,7 @@
 from concurrent.futures import ProcessPoolExecutor
 from scipy.stats import binom
 
-FEW = 40 # worlds in a test; the files run as programs take as many as they are told
+FEW = 24 # worlds in a test; the files run as programs take as many as they are told
 
 
 def each(f, jobs):
