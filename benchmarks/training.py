@@ -59,23 +59,45 @@ def rewards() -> None:
         print(f"{name:<40}{statistics.median(own):>16.3f}{statistics.median(judge):>14.3f}", flush=True)
 
 
-def preparation(n: int) -> dict[str, float]:
-    from rubriclab.training.recipe import open_base
+def pairs_file(n: int, d: str) -> Path:
+    path = Path(d, "pairs.jsonl")
+    with path.open("w", encoding="utf-8") as f:
+        for i in range(n): f.write(json.dumps({"id": str(i), "prompt": f"Request {i}: say a few words about matter {i}. " + "Keep it short. " * 20, "chosen": f"First {i}. " + "It is so. " * 60, "rejected": f"Second {i}. " + "It is not. " * 60}) + "\n")
+    return path
+
+
+def pairs(n: int, tokenizer, d: str) -> int: # rows
     from rubriclab.training.rows import ROWS, TextData, split_rows
+    data = TextData(source=str(pairs_file(n, d)), prompts=n)
+    split = split_rows(ROWS["reward-model"](data), data, tokenizer, Path(d, "rows"))
+    return split.report["train"] + split.report["test"]
+
+
+def labels(n: int, tokenizer, d: str) -> int: # examples of a judge's head
+    from rubriclab.core.types import Item
+    from rubriclab.training.labels import prepare_labels
+    items = (Item(id=str(i), prompt=f"Request {i}: say a few words about matter {i}.", response=f"Answer {i}. " + "It is so. " * 10, rubric=["The answer says that it is so."], gold_labels=(True,)) for i in range(n))
+    return len(prepare_labels(items, tokenizer, folder=Path(d, "rows")).examples)
+
+
+PREPARED = {"pairs": pairs, "labels": labels}
+
+
+def preparation(what: str, n: int) -> dict[str, float]:
+    from rubriclab.training.recipe import open_base
     _, tokenizer = open_base("tiny")
+    peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     with tempfile.TemporaryDirectory() as d:
-        with Path(d, "pairs.jsonl").open("w", encoding="utf-8") as f:
-            for i in range(n): f.write(json.dumps({"id": str(i), "prompt": f"Request {i}: say a few words about matter {i}. " + "Keep it short. " * 20, "chosen": f"First {i}. " + "It is so. " * 60, "rejected": f"Second {i}. " + "It is not. " * 60}) + "\n")
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        data, start = TextData(source=str(Path(d, "pairs.jsonl")), prompts=n), time.perf_counter()
-        split = split_rows(ROWS["reward-model"](data), data, tokenizer, Path(d, "rows"))
-        return {"rows": split.report["train"] + split.report["test"], "rows_per_second": n / (time.perf_counter() - start), "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, "before_mib": before}
+        PREPARED[what](100, tokenizer, d) # what it imports
+        before, start = peak(), time.perf_counter()
+        return {"rows": PREPARED[what](n, tokenizer, d), "rows_per_second": n / (time.perf_counter() - start), "peak_mib": peak(), "before_mib": before}
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 2: print(json.dumps(preparation(int(sys.argv[2])))); sys.exit()
+    if sys.argv[1:2] == ["--rows"]: print(json.dumps(preparation(sys.argv[2], int(sys.argv[3])))); sys.exit()
     rewards()
-    print(f"\n{'rows':>8}{'rows a second':>15}{'peak MiB':>10}{'of it before':>14}")
-    for n in (1_000, 5_000) if "--quick" in sys.argv else (5_000, 50_000):
-        r = json.loads(subprocess.run([sys.executable, __file__, "--rows", str(n)], check=True, capture_output=True, text=True).stdout.splitlines()[-1])
-        print(f"{r['rows']:>8,}{r['rows_per_second']:>15.0f}{r['peak_mib']:>10.0f}{r['before_mib']:>14.0f}", flush=True)
+    print(f"\n{'':<8}{'rows':>8}{'rows a second':>15}{'peak MiB':>10}{'of it before':>14}")
+    for what in PREPARED:
+        for n in (1_000, 5_000) if "--quick" in sys.argv else (5_000, 50_000):
+            r = json.loads(subprocess.run([sys.executable, __file__, "--rows", what, str(n)], check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+            print(f"{what:<8}{r['rows']:>8,}{r['rows_per_second']:>15.0f}{r['peak_mib']:>10.0f}{r['before_mib']:>14.0f}", flush=True)

@@ -1,5 +1,6 @@
 """Training: every field is known, what is prepared is what is trained on, and a run that broke goes on as if it had not."""
 import copy, json, os, random, re, shutil, signal, subprocess, sys, time, tracemalloc
+from itertools import islice
 from pathlib import Path
 import numpy as np
 import pytest
@@ -7,6 +8,7 @@ from conftest import command
 
 pytest.importorskip("transformers", reason="needs the extra: pip install 'rubriclab[hf]'")
 import torch
+from rubriclab.core.types import Item
 from rubriclab.data.records import prompt_key
 from rubriclab.data.verifiable import verifiable_pairs
 from rubriclab.engines.engine import engine
@@ -85,7 +87,7 @@ def test_training_sees_nothing_of_the_evaluation():
     _, tokenizer = open_base("tiny")
     ready = prepare_labels(train_items, tokenizer, longest=256, unseen=[*texts, *kinds])
     by_id = {i.id: i for i in train_items}
-    used = [by_id[e.item] for e in ready.examples]
+    used = [by_id[e["item"]] for e in ready.examples]
     assert not {prompt_key(i) for i in used} & {prompt_key(i) for i in texts + kinds} and not {i.response for i in used} & {i.response for i in texts + kinds}
     assert ready.report["examples"] + sum(ready.report["left out"].values()) == len(train_items)
     for items in (texts, kinds): assert sum(i.gold_labels[0] for i in items) * 2 == len(items)
@@ -99,14 +101,14 @@ def test_the_loss_is_that_of_the_two_labels_at_the_last_place():
     net, tokenizer = open_base("tiny")
     items = labeled_items(verifiable_pairs(10, seed=4))
     ready = prepare_labels(items, tokenizer)
-    batch = LeftPadded(tokenizer.pad_token_id)([{"ids": e.ids, "label": e.label} for e in ready.examples[:5]])
+    batch = LeftPadded(tokenizer.pad_token_id)(ready.examples[:5])
     labels = batch.pop("labels")
     with torch.no_grad():
         together = LabelLoss(ready.labels)(net(**batch), labels)
         alone = []
         for e in ready.examples[:5]:
-            z = net(torch.tensor([e.ids])).logits[0, -1, list(ready.labels)]
-            alone.append(float(torch.logsumexp(z, 0) - z[e.label]))
+            z = net(torch.tensor([e["ids"]])).logits[0, -1, list(ready.labels)]
+            alone.append(float(torch.logsumexp(z, 0) - z[e["label"]]))
     assert float(together) == pytest.approx(sum(alone) / 5, abs=1e-5)
     with torch.no_grad(): assert float(LabelLoss(ready.labels)(net(**batch), labels, num_items_in_batch=10)) == pytest.approx(sum(alone) / 10, abs=1e-5)
 
@@ -119,7 +121,7 @@ def test_the_trained_model_is_an_engine(finished):
     assert all(g.labels[0].prob is not None for g in grades) and result.steps == 12 and len(result.curve) == 4
     net, tokenizer = open_base(str(result.folder))
     ready = prepare_labels(items[:1], tokenizer, Grading(prompt="grade/brief"))
-    with torch.no_grad(): z = net(torch.tensor([ready.examples[0].ids])).logits[0, -1, list(ready.labels)]
+    with torch.no_grad(): z = net(torch.tensor([ready.examples[0]["ids"]])).logits[0, -1, list(ready.labels)]
     assert float(torch.softmax(z, 0)[1]) == pytest.approx(grades[0].labels[0].prob, abs=1e-4) # trained and graded by the same prompt
 
 
@@ -420,6 +422,19 @@ def test_sources_are_not_held_in_memory(tmp_path, monkeypatch):
         one_by_one(), whole() # what is read once stays
         (n, streamed), (m, held) = peak(one_by_one), peak(whole)
         assert n == m >= 499 and streamed < held / 4
+
+
+def test_examples_of_a_judges_head_are_not_held_in_memory(tmp_path):
+    _, tokenizer = open_base("tiny")
+    items = lambda: (Item(id=str(n), prompt=f"Ask {n}.", response=f"Say {n}. " + "It is so. " * 20, rubric=["It is so."], gold_labels=(True,)) for n in range(1500))
+    def peak(folder): # bytes
+        tracemalloc.start()
+        found = len(prepare_labels(items(), tokenizer, folder=folder).examples), tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return found
+    prepare_labels(islice(items(), 3), tokenizer, folder=tmp_path / "rows") # what it imports stays
+    (n, filed), (m, held) = peak(tmp_path / "rows"), peak(None)
+    assert n == m == 1500 and filed < held / 2 # some hundred rows wait for the file
 
 
 def test_prompts_stay_on_one_side_and_nothing_is_cut(tmp_path):

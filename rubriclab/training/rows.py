@@ -8,7 +8,7 @@ __all__ = ['Row', 'Rows', 'ROWS', 'TextData', 'pairs_of', 'generator_rows', 'jud
            'split_rows']
 
 # %% ../../nbs/training/05_rows.ipynb #d8213c35
-import hashlib, json, shutil
+import hashlib, json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
@@ -19,6 +19,7 @@ from ..core.prompts import fill, template
 from ..core.settings import shipped
 from ..core.types import Chat, Failure, Item, Order, Pair, PreferencePair, Value
 from ..data.records import RecordError, as_pair, prompt_key, records_at, rows_at
+from ..data.row_files import RowFiles, length_summary
 from ..data.rubric_records import rubric_records
 from ..data.rubric_sets import RUBRIC_SETS
 from ..data.sets import SETS, stream_pairs
@@ -252,29 +253,12 @@ class Split(NamedTuple):
 def _hash(text: str) -> int: return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
 
 def _features(row: Row) -> Any:
-    "The columns of a kind; given beforehand, so that no first block decides them."
+    "The columns of a kind."
     from datasets import Features, Value as Cell
     turns = [{"role": Cell("string"), "content": Cell("string")}]
     known = {**dict.fromkeys(("prompt", "completion", "chosen", "rejected"), turns), "rubric": [{"text": Cell("string"), "weight": Cell("float64")}]}
     return Features({k: known.get(k, Cell("string")) for k in row})
 
-class _Writer:
-    "Two files of rows, opened at the first one."
-    def __init__(self, folder: Path) -> None:
-        shutil.rmtree(folder, ignore_errors=True) # what an earlier start left
-        folder.mkdir(parents=True)
-        self.folder, self.open, self.counts = folder, {}, Counter()
-
-    def add(self, part: str, row: Row) -> None:
-        from datasets.arrow_writer import ArrowWriter
-        if part not in self.open: self.open[part] = ArrowWriter(path=str(self.folder / f"{part}.arrow"), features=_features(row), writer_batch_size=256)
-        self.open[part].write(row)
-        self.counts[part] += 1
-
-    def done(self) -> list[Any]:
-        from datasets import Dataset
-        for w in self.open.values(): w.finalize()
-        return [Dataset.from_file(str(self.folder / f"{part}.arrow")) for part in ("train", "test")]
 
 # %% ../../nbs/training/05_rows.ipynb #5472dc17
 def _unseen(d: TextData) -> dict[str, str]: # key of a prompt to where it stands
@@ -288,7 +272,7 @@ def split_rows(found: Rows, # with the keys of their prompts
                folder: Path, # for the two files; emptied
               ) -> Split:
     "Prompts of the evaluation are drawn by a hash of key and seed; repeated rows, too long ones and prompts of `unseen` are left out and counted. ValueError where nothing is left on a side."
-    counts, lengths, seen, forbidden, shown, files = Counter(), Counter(), set(), _unseen(d), "", _Writer(folder)
+    counts, lengths, seen, forbidden, shown, files = Counter(), Counter(), set(), _unseen(d), "", RowFiles(folder, _features)
     for key, row in found:
         whole = [] if "left out" in row else _whole(row, tokenizer)
         n, mark = max((len(tokenizer(t, add_special_tokens=False)["input_ids"]) for t in whole), default=0), _hash("\0".join(whole))
@@ -298,21 +282,11 @@ def split_rows(found: Rows, # with the keys of their prompts
         lengths[n] += 1
         shown = shown or whole[0]
         files.add("test" if unit(f"held out|{d.seed}|{key}") < d.held_out else "train", row)
-    both = {part: files.counts[part] for part in ("train", "test")}
+    both = {part: files.counts[part] for part in Split._fields[:2]}
     if not all(both.values()): raise ValueError(f"{both['train']} rows to train on and {both['test']} to test on ({dict(counts) or 'none left out'}); give more records, another held_out, or more tokens")
-    return Split(*files.done(), both | {"left out": dict(counts), "tokens": _lengths(lengths), "first": shown})
+    return Split(**files.read(), report=both | {"left out": dict(counts), "tokens": length_summary(lengths, 128), "first": shown})
 
 def _whole(row: Row, tokenizer: Any) -> list[str]:
     "A row as the model will see it, one text an ending; of GRPO the prompt alone."
     ends = [row[k] for k in ("completion", "chosen", "rejected") if k in row]
     return [tokenizer.apply_chat_template([*row["prompt"], *x], tokenize=False) for x in ends] or [tokenizer.apply_chat_template(row["prompt"], tokenize=False, add_generation_prompt=True)]
-
-def _lengths(n: Mapping[int, int]) -> dict[str, Any]: # of counts by length
-    "Quartiles, the longest, and a histogram in steps of 128 tokens."
-    s, half, at, median = sorted(n.items()), sum(n.values()) / 2, 0, 0
-    for x, k in s:
-        if at < half: median = x
-        at += k
-    steps = Counter()
-    for x, k in s: steps[str(128 * (x // 128))] += k
-    return {"median": median, "most": s[-1][0], "total": sum(x * k for x, k in s), "histogram": dict(steps)}
