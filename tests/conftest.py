@@ -2,6 +2,10 @@
 import json, os, subprocess, sys
 from pathlib import Path
 import pytest
+from hypothesis import HealthCheck, settings
+
+settings.register_profile("shared", deadline=None, suppress_health_check=[HealthCheck.too_slow]) # of a machine that others use too, a slow moment says nothing
+settings.load_profile("shared")
 
 COMMAND = str(Path(sys.executable).with_name("rubriclab"))
 
