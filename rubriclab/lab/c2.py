@@ -394,10 +394,11 @@ def label_rows(s: Study, # with the verdicts without a rubric
 def sampled_rubrics(pairs: Sequence[Pair], # pairs to judge
                     generator: Engine, # who writes
                     how: Contrasting, # settings
+                    prefill: str = "", # the forced beginning, for small models: `1. The response`
                    ) -> list[str]: # one a pair
     "One rubric for each pair, as C2 uses its generator. One that could not be written is a dash, for the judge to refuse."
-    replies = generator.generate([candidate_chat(p, how.seed) for p in pairs], max_tokens=how.max_tokens, temperature=how.temperature, top_p=how.top_p, seed=how.seed)
-    return [r.text if isinstance(r, Completion) and r.text.strip() else "-" for r, in replies]
+    replies = generator.generate([candidate_chat(p, how.seed, prefill) for p in pairs], max_tokens=how.max_tokens, temperature=how.temperature, top_p=how.top_p, seed=how.seed)
+    return [prefill + r.text if isinstance(r, Completion) and r.text.strip() else "-" for r, in replies]
 
 def inference(pairs: Sequence[Pair], # pairs to judge
               generator: Engine, # who writes one rubric for each

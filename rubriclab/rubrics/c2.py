@@ -59,10 +59,11 @@ class Candidate(Value):
 
 def candidate_chat(pair: PreferencePair, # the pair
                    seed: int = 0, # of the order
+                   prefill: str = "", # the forced beginning, for small models: `1. The response`
                   ) -> Chat: # what the generator reads
     "The prompt that asks for a rubric of a pair without saying which answer is better."
     a, b = pair.answers if shown_orders(pair, "random", seed)[0] == "first" else pair.answers[::-1]
-    return fill(template("c2/write"), {"request": pair.prompt, "response_a": a, "response_b": b})
+    return fill(template("c2/write"), {"request": pair.prompt, "response_a": a, "response_b": b}, prefill)
 
 _ANALYSIS = re.compile(r"<analy[sz]e>.*?(?:</analy[sz]e>|$)", re.S | re.I)
 
