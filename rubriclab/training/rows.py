@@ -282,7 +282,7 @@ def split_rows(found: Rows, # with the keys of their prompts
         lengths[n] += 1
         shown = shown or whole[0]
         files.add("test" if unit(f"held out|{d.seed}|{key}") < d.held_out else "train", row)
-    both = {part: files.counts[part] for part in Split._fields[:2]}
+    both = {part: files.counts[part] for part in ("train", "test")}
     if not all(both.values()): raise ValueError(f"{both['train']} rows to train on and {both['test']} to test on ({dict(counts) or 'none left out'}); give more records, another held_out, or more tokens")
     return Split(**files.read(), report=both | {"left out": dict(counts), "tokens": length_summary(lengths, 128), "first": shown})
 
