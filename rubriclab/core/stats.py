@@ -339,9 +339,12 @@ def _resampled_statistic(statistic: Callable[[np.ndarray], float | None], x: np.
     return np.array([np.nan if f is None else f for f in found], dtype=float)
 
 # %% ../../nbs/core/04_stats.ipynb #76e59b8a
+def _resampling(n: int, level: float) -> None:
+    if n < 1: raise ValueError(f"n={n}; draw at least one resample")
+    if not 0 < level < 1: raise ValueError(f"level={level}; use a share between 0 and 1, such as 0.95")
+
 def _limits(samples: np.ndarray, level: float) -> dict[str, float]:
     "Percentile limits; none where the statistic is undefined on more than half of the resamples."
-    if not 0 < level < 1: raise ValueError(f"level={level}; use a share between 0 and 1, such as 0.95")
     found = samples[np.isfinite(samples)]
     if not len(found) or len(found) < len(samples) / 2: return {}
     low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])
@@ -356,6 +359,21 @@ def _present(values: Sequence[Any], is_mean: bool) -> tuple[np.ndarray, np.ndarr
     if is_mean and (x.ndim != 1 or x.dtype.kind not in "bif"): raise ValueError("values are not numbers; give the statistic of such rows")
     return x, kept
 
+def _ends(x: np.ndarray) -> tuple[float, float]:
+    "What numbers lie between: 0 and 1 if they all do, else the least and the largest of them."
+    low, high = float(x.min()), float(x.max())
+    return (0.0, 1.0) if 0 <= low and high <= 1 else (low, high)
+
+def _mean_limits(x: np.ndarray, codes: np.ndarray, ends: tuple[float, float], n: int, level: float, rng: np.random.Generator) -> dict[str, float]:
+    "Percentile limits of the mean; of clusters that all agree, what they leave open (Clopper and Pearson 1934)."
+    sums, sizes = np.bincount(codes, x), np.bincount(codes)
+    means = sums / sizes
+    if np.ptp(means) > 1e-9 * max(1.0, np.abs(means).max()):
+        total, size = _resampled_totals(np.stack([sums, sizes], 1), n, rng).T
+        return _limits(total / size, level)
+    mean, unseen = float(x.mean()), 1 - ((1 - level) / 2) ** (1 / len(means)) # the largest share of other clusters that may well show none
+    return {"low": mean - unseen * (mean - ends[0]), "high": mean + unseen * (ends[1] - mean)}
+
 # %% ../../nbs/core/04_stats.ipynb #411a45d7
 def cluster_bootstrap(values: Sequence[Any], # a number an item (a row of values for a statistic of several); None is left out
                       clusters: Sequence[Any] | None = None, # the prompt of each item; None: every item by itself
@@ -363,9 +381,10 @@ def cluster_bootstrap(values: Sequence[Any], # a number an item (a row of values
                       n: int = 2000, # resamples
                       level: float = 0.95, # of the interval
                       seed: int = 0, # of the resampling
+                      ends: tuple[float, float] | None = None, # what a value lies between; None: 0 and 1, or what is there
                      ) -> Interval:
     "Percentile bootstrap over whole clusters (Davison and Hinkley 1997, 3.8); ValueError for unequal or empty lists and n < 1."
-    if n < 1: raise ValueError(f"n={n}; draw at least one resample")
+    _resampling(n, level)
     x, kept = _present(values, statistic is None)
     codes, k = _cluster_codes(clusters, len(kept), kept)
     rng = np.random.default_rng(seed)
@@ -374,11 +393,8 @@ def cluster_bootstrap(values: Sequence[Any], # a number an item (a row of values
     estimate = x.mean() if statistic is None else statistic(x)
     if estimate is None or not np.isfinite(estimate): return Interval(estimate=None, **counts)
     if k == 1: return Interval(estimate=float(estimate), **counts)
-    if statistic is None:
-        total, size = _resampled_totals(np.stack([np.bincount(codes, x), np.bincount(codes)], 1), n, rng).T
-        samples = total / size
-    else: samples = _resampled_statistic(statistic, x, codes, n, rng)
-    return Interval(estimate=float(estimate), **_limits(samples, level), **counts)
+    limits = _mean_limits(x, codes, ends or _ends(x), n, level, rng) if statistic is None else _limits(_resampled_statistic(statistic, x, codes, n, rng), level)
+    return Interval(estimate=float(estimate), **limits, **counts)
 
 # %% ../../nbs/core/04_stats.ipynb #3f5bace3
 def _pearson_sums(first: Sequence[float | None], second: Sequence[float | None]) -> _Sums:
@@ -441,7 +457,7 @@ def clustered(measure: Callable[..., Measure], # accuracy, consistency, kappa, m
               **options: Any, # of the measure, by name
              ) -> Interval:
     "A measure with the interval of a bootstrap over whole clusters; ValueError as for the measure itself."
-    if n < 1: raise ValueError(f"n={n}; draw at least one resample")
+    _resampling(n, level)
     m = measure(*columns, **options)
     if measure in _ITEMS:
         return cluster_bootstrap(_ITEMS[measure](*columns, **options), clusters, n=n, level=level, seed=seed).replace(failed=m.failed)
@@ -458,6 +474,7 @@ def order_gap(correct: Sequence[float | bool | None], # right or not, an item a 
               seed: int = 0, # of the resampling
              ) -> Interval:
     "Accuracy with the better answer first minus accuracy with it second, failures left out; undefined where one order has no item."
+    _resampling(n, level)
     _same_length(correct=correct, better_first=better_first)
     if any(f is None for f in better_first): raise ValueError("better_first holds None; leave items without a gold label out")
     x, first = _numbers(counted(correct, "skip"), "correct"), np.asarray(better_first, dtype=bool)
@@ -660,9 +677,10 @@ def compare(a: Sequence[float | bool | None], # one arm's value for each pair; a
     "Gap b minus a over per-cluster means with a bootstrap interval and a permutation test; sd and detectable gap in the same unit."
     test = paired_permutation(a, b, clusters, n=n, seed=seed)
     d, pairs, failed = _differences(a, b, clusters)
-    gap = cluster_bootstrap(d if len(d) else [None], level=level, seed=seed).replace(n=pairs, failed=failed)
+    least, most = _ends(np.array([v for v in (*a, *b) if v is not None], dtype=float)) if len(d) else (0.0, 1.0)
+    gap = cluster_bootstrap(d if len(d) else [None], level=level, seed=seed, ends=(least - most, most - least)).replace(n=pairs, failed=failed)
     sd = float(d.std(ddof=1)) if len(d) > 1 else None
-    found = None if sd is None else 0.0 if sd == 0 else detectable_gap(len(d), sd, power, alpha)
+    found = detectable_gap(len(d), sd, power, alpha) if sd else None # without spread nothing is known of it
     return Comparison(gap=gap, p=test.p, exact=test.exact, sd=sd, detectable=found)
 
 # %% ../../nbs/core/04_stats.ipynb #d250794a
