@@ -117,7 +117,7 @@ def test_a_failure_is_left_out_or_wrong_and_counted():
                                                   **dict.fromkeys(("precision", "recall", "f1 one to one", "f1 equal numbers", "f1 weighted"), f1), **more}
     found = [row(f"p{i}", "zero-shot", 0.2 + i / 100, [0.6, 0.2]) for i in range(12)] + [row(f"p{i}", "retrieved", 0.5 + i / 100 if i else 0.0, [0.1, 0.7] if i else [None, None], **({} if i else {"failure": {"reason": "no_parse", "detail": ""}})) for i in range(12)]
     s = {x["arm"]: x for x in summarize_rag(found)}
-    assert s["retrieved"]["failed"] == 1 and s["retrieved"]["use"]["good over bad"] == {"value": 0.0, "low": 0.0, "high": 0.0, "n": 12, "failed": 0} and s["retrieved"]["use"]["agreement"]["n"] == 11
+    assert s["retrieved"]["failed"] == 1 and s["retrieved"]["use"]["good over bad"] == {"value": 0.0, "low": 0.0, "high": pytest.approx(1 - 0.025 ** (1 / 12)), "n": 12, "failed": 0} and s["retrieved"]["use"]["agreement"]["n"] == 11
     by = {o["measure"]: o for o in rag_orderings(found, (("zero-shot", "retrieved"),))}
     assert by["f1"]["claimed"] and not by["good over bad"]["claimed"] and by["good over bad"]["gap"] == -1 and by["agreement"]["prompts"] == 11
     p, = partings(found, (("retrieved", "zero-shot"),))

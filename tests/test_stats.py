@@ -155,11 +155,25 @@ def test_bootstrap_bounds_and_order_of_items(rows, random):
     present = [v for v in values if v is not None]
     assert found.n == len(present) and found.failed == len(values) - len(present)
     assert found.clusters == len({c for v, c in zip(values, clusters) if v is not None})
-    if found.low is not None: assert min(present) - 1e-9 <= found.low <= found.high <= max(present) + 1e-9
+    least, most = (0, 1) if present and min(present) >= 0 and max(present) <= 1 else (min(present, default=0), max(present, default=0))
+    if found.low is not None: assert least - 1e-9 <= found.low <= found.estimate + 1e-9 and found.estimate - 1e-9 <= found.high <= most + 1e-9
     assert (found.low is None) == (found.clusters < 2)
     random.shuffle(rows)
     again = cluster_bootstrap([r[0] for r in rows], [r[2] for r in rows], n=100)
     assert [again.low, again.high, again.estimate] == pytest.approx([found.low, found.high, found.estimate])
+
+
+@pytest.mark.parametrize("prompts", [2, 10, 300])
+def test_a_perfect_score_is_not_a_point(prompts):
+    from scipy.stats import binomtest
+    two_each = list(range(prompts)) * 2
+    right, wrong = (cluster_bootstrap([x] * 2 * prompts, two_each) for x in (True, False))
+    assert (right.low, right.high) == pytest.approx(tuple(binomtest(prompts, prompts).proportion_ci(method="exact")))
+    assert (wrong.low, wrong.high) == pytest.approx((1 - right.high, 1 - right.low))
+    gap, none = (compare([0.0] * 2 * prompts, [x] * 2 * prompts, two_each) for x in (1.0, 0.0))
+    assert gap.gap.low == pytest.approx(2 * right.low - 1) and gap.gap.high == 1 # the others could have been worse, not only as bad
+    assert (none.gap.low, none.gap.high) == pytest.approx((right.low - 1, 1 - right.low)) and none.detectable is None
+    assert not orderings([("a", "b")], {"a": [1] * prompts, "b": [1] * prompts})[0].claimed
 
 
 def test_bootstrap_mean_is_the_statistic_mean():

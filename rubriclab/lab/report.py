@@ -119,7 +119,7 @@ def compare_arms(arms: Mapping[str, Sequence[Mapping[str, Any]]], # rows by arm
         found.append(stats.compare(*values, [a[k]["prompt"] for k in both], alpha=0.05 / len(claims), seed=seed))
     adjusted = stats.holm([c.p for c in found])
     return [{"worse": w, "better": b, "gap": c.gap.estimate, "low": c.gap.low, "high": c.gap.high, "prompts": c.gap.clusters, "p": c.p, "p_holm": p,
-             "sd": c.sd, "detectable": c.detectable or None, "claimed": bool(p <= 0.05 and c.gap.estimate > 0)} for (w, b), c, p in zip(claims, found, adjusted)]
+             "sd": c.sd, "detectable": c.detectable, "claimed": bool(p <= 0.05 and c.gap.estimate > 0)} for (w, b), c, p in zip(claims, found, adjusted)]
 
 # %% ../../nbs/lab/03_report.ipynb #15400cf5
 def detects(arms: Mapping[str, Sequence[Mapping[str, Any]]], # rows by arm
