@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SCHEMES', 'UNSTORED', 'Request', 'choices_in', 'ScoreRequest', 'FeatureRequest', 'Backend', 'dump_result',
            'load_result', 'request_text', 'Work', 'Returning', 'Readings', 'Tally', 'Engine', 'score', 'features',
-           'parse_spec', 'engine']
+           'parse_spec', 'engine', 'own_engine']
 
 # %% ../../nbs/engines/00_engine.ipynb #9260535b
 import base64, hashlib, importlib, inspect, json, pickle, sys, threading
@@ -306,6 +306,10 @@ def engine(spec: "str | Engine | None" = None, # a name, an engine, or None for 
     found = Engine(_backend(spec), kept)
     found.spec = spec
     return found
+
+def own_engine(spec: str) -> Engine:
+    "An engine whose model is not kept for the process, and goes when it goes; without a store."
+    return Engine(_backend.__wrapped__(spec), None)
 
 # %% ../../nbs/engines/00_engine.ipynb #c41d07be
 def _travels(e: Engine) -> tuple[Any, ...]: # as `__reduce__` gives it
