@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Row', 'Rows', 'ROWS', 'TextData', 'pairs_of', 'generator_rows', 'judge_rows', 'policy_rows', 'pair_rows',
            'contrast_rows', 'verifier_grpo_rows', 'generator_grpo_rows', 'policy_grpo_rows', 'used_fields', 'Split',
-           'split_rows']
+           'kept_out', 'split_rows']
 
 # %% ../../nbs/training/05_rows.ipynb #d8213c35
 import hashlib, json
@@ -266,6 +266,10 @@ def _unseen(d: TextData) -> dict[str, str]: # key of a prompt to where it stands
     records = lambda name: rubric_records(name) if name in RUBRIC_SETS else pairs_of(name)
     return {prompt_key(r): name for name in d.unseen for r in records(name)}
 
+def kept_out(key: str, d: TextData) -> bool: # of a prompt
+    "Whether a prompt is kept for the evaluation: by a hash of key and seed, so that more data moves none."
+    return unit(f"held out|{d.seed}|{key}") < d.held_out
+
 def split_rows(found: Rows, # with the keys of their prompts
                d: TextData, # settings
                tokenizer: Any, # with a chat template
@@ -281,7 +285,7 @@ def split_rows(found: Rows, # with the keys of their prompts
         seen.add(mark)
         lengths[n] += 1
         shown = shown or whole[0]
-        files.add("test" if unit(f"held out|{d.seed}|{key}") < d.held_out else "train", row)
+        files.add("test" if kept_out(key, d) else "train", row)
     both = {part: files.counts[part] for part in ("train", "test")}
     if not all(both.values()): raise ValueError(f"{both['train']} rows to train on and {both['test']} to test on ({dict(counts) or 'none left out'}); give more records, another held_out, or more tokens")
     return Split(**files.read(), report=both | {"left out": dict(counts), "tokens": length_summary(lengths, 128), "first": shown})
