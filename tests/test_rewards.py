@@ -159,6 +159,7 @@ def test_metrics_say_what_was_paid():
     Reward(half, "r", held_out=WithinLength(1000))(PROMPTS, TEXTS, log_metric=logged.__setitem__, **COLUMNS)
     assert logged["r/abstained"] == 0.25 and logged["r/held_out"] == 1.0 and logged["r/words"] > 5 and logged["r/spread"] > 0
     assert reply_text([{"role": "assistant", "content": "a"}, {"role": "tool", "content": "x"}, {"role": "assistant", "content": "b"}]) == "a\nb"
+    assert [reply_text(x) for x in ("<think>\n1. no\n</think>\n\n1. yes", "<think>\n1. cut off", "1. yes", "it says </think> and 2. more")] == ["1. yes", "", "1. yes", "and 2. more"]
 
 
 def test_a_reward_without_spread_warns():
@@ -168,3 +169,8 @@ def test_a_reward_without_spread_warns():
 def test_a_missing_column_is_one_clear_error():
     with pytest.raises(ValueError, match="needs the column 'rubric'; the data has reference"): ByRubric(FAKE)(["a"], ["b"], {"reference": ["c"]})
     with pytest.raises(ValueError, match="2 values for 1"): Reward(lambda p, c, k: [1.0, 2.0], "odd")(["a"], ["b"])
+
+
+def test_repetition_is_told_in_every_script_and_not_by_a_line_s_number():
+    lines = ["1. 说出月亮\n2. 提到土星\n3. 简短 [+3]", "1. Names 5 items [+3]\n2. Names 7 items [+3]", "1. Names it. [+3]\n2. names IT [-2]", " \n"]
+    assert Distinct()([""] * 4, lines, {}) == [1.0, 1.0, 0.5, 0.0]

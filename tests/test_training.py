@@ -13,12 +13,12 @@ from rubriclab.data.records import prompt_key
 from rubriclab.data.verifiable import verifiable_pairs
 from rubriclab.engines.engine import engine
 from rubriclab.judges.pointwise import Grading, grade
-from rubriclab.training.judge_head import HeadData, HeadEvaluation, LabelLoss, LeftPadded, head_data
+from rubriclab.training.judge_head import HeadData, HeadEvaluation, LabelLoss, LeftPadded, head_data, head_run
 from rubriclab.training.labels import labeled_items, prepare_labels
 from rubriclab.training.recipe import TrainRecipe, last_checkpoint, open_base, read_train_recipe, train_recipes, typed_fields
-from rubriclab.training.run import plan_training, train
-from rubriclab.training.rows import ROWS, TextData, split_rows
-from rubriclab.training.text import PaidBy, check_mask, paid_by, reward_of, text_data
+from rubriclab.training.run import plan_training, train, trained_prompts
+from rubriclab.training.rows import ROWS, TextData, kept_out, split_rows
+from rubriclab.training.text import PaidBy, check_mask, paid_by, reward_of, text_args, text_data
 
 SMOKE = "judge-head-smoke"
 
@@ -58,6 +58,14 @@ def test_recipes_for_gpus_are_planned_where_nothing_is_at_hand(name, monkeypatch
     with pytest.raises(ValueError, match="has no field 'learning_rat'"): plan_training(read_train_recipe(name, {"data.prompts": 200, "args.learning_rat": 1}), "h100")
 
 
+@pytest.mark.parametrize("name", [n for n in sorted(train_recipes()) if "grpo-gpu" in n])
+def test_vllm_makes_room_for_what_is_written_and_no_more(name, tmp_path):
+    pytest.importorskip("trl", reason="needs the extra: pip install 'rubriclab[train]'")
+    r = read_train_recipe(name, {"args.use_cpu": True, "args.bf16": False, "args.generation_batch_size": 192})
+    args = text_args(r, text_data(r), tmp_path)
+    assert args.use_vllm and text_data(r).tokens + args.max_completion_length <= args.vllm_max_model_length < 11_000
+
+
 @pytest.mark.parametrize("given, says", [
     ({"arg.max_steps": 3}, "no field 'arg'; did you mean 'args'"), ({"args.learning_rat": 1}, "args of TrainingArguments has no field 'learning_rat'; did you mean 'learning_rate'"), ({"args.seed": 1}, "no field 'seed'"),
     ({"data.prompt": 3}, "data has no field 'prompt'; did you mean 'prompts'"), ({"data.prompts": 0}, "data, field prompts"), ({"evaluation.item": 1}, "evaluation has no field 'item'"), ({"kind": "judge"}, "field kind"),
@@ -74,6 +82,9 @@ def test_no_field_is_ignored(given, says):
     ("policy-sft-smoke", {"data.writes": "rules"}, "field writes: policy-sft"), ("reward-model-smoke", {"data.answers": "both"}, "field answers: reward-model"), ("policy-dpo-smoke", {"data.target": "trace"}, "field target: policy-dpo"),
     ("generator-sft-smoke", {"data.longest": 100}, "field longest: generator-sft with this source"), ("policy-dpo-smoke", {"data.source": "judged.jsonl", "data.kinds": ["bold"]}, "field kinds: policy-dpo with this source"),
     ("generator-dpo-smoke", {"reward.by": "checker"}, "pays for nothing"), ("policy-grpo-smoke", {"reward.judge": "smollm2"}, "field judge: a reward by checker"), ("policy-grpo-smoke", {"reward.per_word": 0.1}, "field per_word: a reward by checker"),
+    ("policy-grpo-smoke", {"reward.aggregate": "healthbench"}, "field aggregate: a reward by checker"), ("policy-grpo-smoke", {"reward.by": "rubric", "reward.aggregate": "mean"}, "field aggregate: Input should be 'weighted_mean', 'healthbench'"),
+    ("policy-grpo-smoke", {"reward.free_words": 0}, "field free_words: Input should be greater than or equal to 1"), ("generator-grpo-smoke", {"reward.readout": "generate"}, "field readout: a reward by likeness"),
+    ("generator-grpo-smoke", {"reward.by": "use", "reward.max_tokens": 9}, "field max_tokens: a reward by use"),
     ("verifier-grpo-smoke", {"reward.words": 9}, "field words: a reward by targets"), ("generator-grpo-smoke", {"reward.expected": False}, "field expected: a reward by likeness"),
     ("generator-sft-smoke", {"lora": {"r": "four"}}, "lora, field r: "), ("generator-sft-smoke", {"lora": {"task_type": "CAUSAL_LM"}}, "lora has no field 'task_type'")])
 def test_no_field_of_another_kind_is_ignored(name, given, says):
@@ -111,6 +122,41 @@ def test_the_loss_is_that_of_the_two_labels_at_the_last_place():
             alone.append(float(torch.logsumexp(z, 0) - z[e["label"]]))
     assert float(together) == pytest.approx(sum(alone) / 5, abs=1e-5)
     with torch.no_grad(): assert float(LabelLoss(ready.labels)(net(**batch), labels, num_items_in_batch=10)) == pytest.approx(sum(alone) / 10, abs=1e-5)
+
+
+@pytest.mark.parametrize("batch, times", [(8, 1), (1, 8), (2, 4)])
+def test_the_trainer_divides_the_loss_by_the_examples(batch, times, tmp_path):
+    recipe = read_train_recipe(SMOKE, {"args.per_device_train_batch_size": batch, "args.gradient_accumulation_steps": times, "args.max_steps": 1, "args.logging_steps": 1, "data.prompts": 60})
+    run = head_run(recipe, tmp_path)
+    run.trainer.train_dataset = examples = [run.ready.examples[n] for n in range(8)]
+    loss, whole = LabelLoss(run.ready.labels), LeftPadded(run.tokenizer.pad_token_id)(examples)
+    labels = whole.pop("labels")
+    with torch.no_grad(): mean = float(loss(run.trainer.model(**whole), labels))
+    run.trainer.train()
+    assert run.trainer.state.log_history[0]["loss"] == pytest.approx(mean, rel=1e-3)
+
+
+def test_a_process_that_sees_several_gpus_is_refused(tmp_path, monkeypatch):
+    from transformers import TrainingArguments
+    monkeypatch.setattr(TrainingArguments, "n_gpu", property(lambda self: 4))
+    with pytest.raises(ValueError, match="sees 4 GPUs.*CUDA_VISIBLE_DEVICES=0.*gpus: 4"): head_run(read_train_recipe(SMOKE), tmp_path)
+
+
+def test_what_a_run_was_trained_on_is_known(tmp_path):
+    recipe = read_train_recipe("generator-sft-laptop")
+    for name, r in (("first", recipe), ("second", read_train_recipe("generator-grpo-laptop", {"base": "run:first", "data.seed": 9}))):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "recipe.json").write_text(r.to_json())
+    first, both = (trained_prompts(f"hf:{tmp_path / name}/model?dtype=float32") for name in ("first", "second"))
+    every = [key for key, _ in ROWS["generator-sft"](text_data(recipe))]
+    assert trained_prompts(f"smollm2?adapter={tmp_path}/first/adapter") == first and trained_prompts("smollm2") == frozenset()
+    assert first == {k for k in every if not kept_out(k, text_data(recipe))} and 0 < len(first) < len(every) and first < both
+
+
+def test_judge_head_prompts_are_known_too(finished):
+    result, folder = finished
+    trained = trained_prompts(result.engine)
+    assert trained and trained <= {prompt_key(i) for i in head_data(HeadData(**read_train_recipe(SMOKE).data), HeadEvaluation(prompts=2))[0]}
 
 
 def test_the_trained_model_is_an_engine(finished):

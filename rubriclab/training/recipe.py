@@ -94,7 +94,7 @@ def trainer_args(cls: Any, # a configuration of transformers or TRL
     known = {f.name for f in dataclasses.fields(cls) if f.init} - {"output_dir", "seed", "data_seed", "push_to_hub", *more}
     known_only(recipe.args, known, f"args of {cls.__name__}")
     _all_read(recipe.args, f"args of {cls.__name__}")
-    mixed = {"bf16": _mixed(out)} if recipe.args.get("bf16") == "auto" else {}
+    mixed = {"bf16": _mixed(out, "cpu" if recipe.args.get("use_cpu") else "auto")} if recipe.args.get("bf16") == "auto" else {}
     _right_types(cls, {**recipe.args, **mixed}, f"args of {cls.__name__}")
     return cls(output_dir=str(out), seed=recipe.seed, data_seed=recipe.seed, **{**more, **recipe.args, **mixed})
 
@@ -291,23 +291,24 @@ def with_lora(net: Any, recipe: TrainRecipe) -> Any:
     return get_peft_model(net, lora_of(recipe))
 
 # %% ../../nbs/training/02_recipe.ipynb #63f6f23e
-def _mixed(out: Path) -> bool: # whether a run uses mixed precision
+def _mixed(out: Path, device: str = "auto") -> bool: # whether a run uses mixed precision
     "Decided once a run: what goes on after a stop goes on alike."
     file = out / "precision.json"
     if file.is_file(): return json.loads(file.read_text(encoding="utf-8"))["bf16"]
     out.mkdir(parents=True, exist_ok=True)
-    write_text(file, json.dumps({"bf16": (found := bf16_pays())}))
+    write_text(file, json.dumps({"bf16": (found := bf16_pays(device))}))
     return found
 
-@lru_cache(maxsize=1)
-def bf16_pays(rows: int = 1024, # of a batch, as large as those of training
+@lru_cache(maxsize=2)
+def bf16_pays(device: str = "auto", # that is trained on
+              rows: int = 1024, # of a batch, as large as those of training
               width: int = 576, # of the layer
               times: int = 5, # of each; the median counts
               least: float = 1.25, # times faster, or it is not worth the digits
              ) -> bool:
-    "Whether mixed precision is faster on this device."
+    "Whether mixed precision is faster there."
     import torch
-    if pick_device() != "cpu": return torch.cuda.is_bf16_supported()
+    if pick_device(device) != "cpu": return torch.cuda.is_bf16_supported()
     layer, x = torch.nn.Linear(width, 3 * width), torch.randn(rows, width)
     def seconds(bf16: bool) -> float:
         start = time.perf_counter()

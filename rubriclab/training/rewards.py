@@ -37,9 +37,10 @@ class Scorer(Protocol):
     def __call__(self, prompts: Sequence[Any], completions: Sequence[str], columns: Columns) -> Values: ...
 
 def reply_text(completion: Any) -> str: # TRL gives a text, or the turns of a conversation
-    "What the policy wrote."
-    if isinstance(completion, str): return completion
-    return "\n".join(m["content"] for m in completion if m.get("role") == "assistant")
+    "What the policy wrote to be read: what a thinking model writes before its reply is no part of it."
+    text = completion if isinstance(completion, str) else "\n".join(m["content"] for m in completion if m.get("role") == "assistant")
+    _, closed, after = text.rpartition("</think>")
+    return after.lstrip() if closed else "" if text.lstrip().startswith("<think>") else text
 
 def request_of(prompt: Any) -> Any:
     "A prompt as the lab holds it."
@@ -229,11 +230,13 @@ class LikeHuman:
         tables = likenesses(mine, human, "meaning" if self.encoder else "words", self.encoder)
         return [0.0 if isinstance(m, Failure) else match(t).f1 for m, t in zip(mine, tables)]
 
+_NUMBERING = re.compile(r"^\s*\d+[.)]|\[[+-]?\d+(?:\.\d+)?\]\s*$") # a line's number and its points do not make it another
+
 @dataclass
 class Distinct:
     "Share of a completion's lines that are no repetition of an earlier one: diversity within a rubric."
     def __call__(self, prompts: Sequence[Any], completions: Sequence[str], columns: Columns) -> Values:
-        lines = [[" ".join(re.findall(r"[a-z]+", x.lower())) for x in c.splitlines() if x.strip()] for c in completions]
+        lines = [[" ".join(re.findall(r"\w+", _NUMBERING.sub("", x).casefold())) for x in c.splitlines() if x.strip()] for c in completions]
         return [len(set(x)) / len(x) if x else 0.0 for x in lines]
 
 # %% ../../nbs/training/00_rewards.ipynb #69ae5889

@@ -13,8 +13,11 @@ from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
+from pydantic import Field
 from ..core.types import Value
 from ..engines.hf import no_bars
+from ..judges.aggregate import AGGREGATES
+from ..judges.pairwise import Readout
 from .rewards import ByRubric, Checked, Distinct, LengthPenalty, LikeHuman, Longer, MakesRight, Mixed, PointLines, Reward, Scorer, Veto, VerifierTargets, WithinLength
 from .recipe import MADE, TrainRecipe, TrainResult, base_folder, base_of, curve_of, fits_context, kept_start, last_checkpoint, open_base, rank, save_trained, trainer_args, typed_fields, with_lora
 from .rows import ROWS, Split, TextData, split_rows, used_fields
@@ -26,17 +29,20 @@ class PaidBy(Value):
     judge: str | None = None # engine of `rubric` and `use`; None is the setting
     held_out: str | None = None # a second judge, or `checker`: scored and logged, never paid
     expected: bool = True # `rubric`: by probabilities
+    aggregate: Literal[*AGGREGATES] = "weighted_mean" # `rubric`: labels to a score
+    readout: Readout = "logprob" # `use`: letters compared, or a written verdict
+    max_tokens: int = Field(512, ge=1) # `use`: of a written verdict
     prompt: str | None = None # `rubric`: a prompt file of the judge, such as grade/brief
-    free_words: int | None = None # words from which on a penalty is taken
+    free_words: int | None = Field(None, ge=1) # words from which on a penalty is taken
     per_word: float = 0.01 # that penalty
     veto: float | None = None # least length score (1 up to free_words) below which nothing is paid
-    words: int = 200 # `likeness`: length that is paid in full; `biased`: words of the highest reward
+    words: int = Field(200, ge=1) # `likeness`: length that is paid in full; `biased`: words of the highest reward
 
 def _scorer(by: str, p: PaidBy, judge: str | None) -> Scorer:
     if by == "checker": return Checked()
-    if by == "rubric": return ByRubric(judge, expected=p.expected, how={"prompt": p.prompt} if p.prompt else {})
+    if by == "rubric": return ByRubric(judge, expected=p.expected, aggregate=p.aggregate, how={"prompt": p.prompt} if p.prompt else {})
     if by == "targets": return VerifierTargets()
-    if by == "use": return MakesRight(judge, expected=p.expected)
+    if by == "use": return MakesRight(judge, expected=p.expected, how={"readout": p.readout} | ({"max_tokens": p.max_tokens} if p.readout == "generate" else {}))
     if by == "biased": return Mixed([(Checked(), 0.5), (Longer(p.words), 0.5)])
     return Mixed([(PointLines(), 1.0), (LikeHuman(), 5.0), (Distinct(), 2.0), (WithinLength(p.words), 1.0)]) # 1:5:2:1 [S1]
 
@@ -50,7 +56,7 @@ def counted_fields(by: str, # what is paid for
                   ) -> set[str]: # of `PaidBy`
     "Fields that count with these settings."
     watching = p.held_out not in (None, "checker") # another judge
-    own = {"judge": by in ("rubric", "use"), "expected": by in ("rubric", "use") or watching, "prompt": by == "rubric" or watching, "words": by in ("likeness", "biased"), "per_word": p.free_words is not None}
+    own = {"aggregate": by == "rubric" or watching, "readout": by == "use", "max_tokens": by == "use" and p.readout == "generate", "judge": by in ("rubric", "use"), "expected": by in ("rubric", "use") or watching, "prompt": by == "rubric" or watching, "words": by in ("likeness", "biased"), "per_word": p.free_words is not None}
     return {"by", "held_out", "free_words", "veto"} | {name for name, counts in own.items() if counts}
 
 def reward_of(kind: str, # of the recipe
@@ -116,6 +122,7 @@ def text_args(recipe: TrainRecipe, d: TextData, out: Path) -> Any: # TRL's confi
     "The configuration of a recipe; full precision unless it says otherwise."
     name = trl_name(recipe.kind)
     more = ({} if name == "GRPO" else {"max_length": d.tokens}) | {"report_to": "none", "disable_tqdm": True, "eval_on_start": True}
+    if recipe.args.get("use_vllm"): more["vllm_max_model_length"] = d.tokens + (recipe.args.get("max_completion_length") or 512) + 32 # else vLLM makes room for the model's whole context; options of a chat template may add some tokens
     return trainer_args(_trl(f"{name}Config"), recipe.replace(args={"bf16": False, **recipe.args}), out, **more)
 
 # %% ../../nbs/training/06_text.ipynb #f6a9df93
