@@ -296,6 +296,25 @@ def test_a_deadline_is_kept(server):
     assert time.time() - start < 2.5 and 8 <= sum(isinstance(r, Completion) for r in found) < 20 and {r.reason for r in found if not isinstance(r, Completion)} == {"budget"}
 
 
+def test_nothing_is_sent_after_the_deadline(server):
+    backend = open_backend(server.url, deadline="0.05")
+    async def late():
+        live = backend.live()
+        await live.purse.take(object(), 1, 1)
+        await asyncio.sleep(0.1)
+        assert backend.patience("POST").total > 0 # 0 would be no bound at all
+        found = await backend.ask(api.Call(), "POST", f"{server.url}/v1/tokenize", {"prompt": "x"}, lambda reply: reply)
+        await live.http.close()
+        return found
+    found = asyncio.run(late())
+    assert found.reason == "budget" and "deadline" in found.detail and not sum(server.asked.values())
+
+
+def test_versions_behind_one_name_are_kept_apart(server):
+    plain, one, other = (open_backend(server.url, **v).identity for v in ({}, {"version": "step-100"}, {"version": "step-200"}))
+    assert "version" not in plain and one != other and one | {"version": "step-200"} == other
+
+
 def test_how_many_at_once_is_found(server):
     server.room = 12 # one more is refused
     e = Engine(open_backend(server.url, concurrency="64", tries="2"))

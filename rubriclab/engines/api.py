@@ -128,10 +128,12 @@ def message_of(text: str) -> str: # one line
 def failure_of(status: int, # of HTTP
                text: str, # what the server says
                body: Mapping[str, Any], # what it was asked
+               key: str = "set the environment variable that key_env names", # what to do about a wrong key
               ) -> Failure:
     "A status that is not 200, as a value; `Unusable` where it would be the same for every request."
     said = f"{status}: {message_of(text)}"
-    if status == 401: raise Unusable(f"the server refuses the key ({said}); set the environment variable that key_env names")
+    if status == 401: raise Unusable(f"the server refuses the key ({said}); {key}")
+    if status == 429 and "insufficient_quota" in text: raise Unusable(f"the account has no credit left ({said}); what was answered is kept, so run it again when there is some")
     if status == 404 and "messages" in body: raise Unusable(f"the server has no such model or address ({said})")
     if status == 400 and _OWN_TEMPERATURE.search(said): raise Unusable(f"the model samples at a temperature of its own alone ({said}); ask with temperature=1")
     if status in (408, 504): return Failure(reason="timeout", detail=said)
@@ -237,9 +239,14 @@ def _redact(self: ApiBackend, text: str) -> str:
     key = os.environ.get(self.key_env)
     return text.replace(key, "***") if key else text
 
+def _key_said(self: ApiBackend) -> str:
+    "Where the key comes from, for who must mend it."
+    if os.environ.get(self.key_env): return f"{self.key_env} is set where this runs, so it holds a key that is not the server's; key_env names another variable"
+    return f"{self.key_env} is not set where this runs; export it there (on Ray on every machine, before `ray start`, or as a secret of the workers), or name another variable by key_env"
+
 def _patience(self: ApiBackend, method: str) -> Any: # an `aiohttp.ClientTimeout`: what is asked without a body is answered at once, and nothing is waited for beyond the deadline
     import aiohttp
-    total = min(self.limits.timeout, self.live().purse.left(), *([60.0] if method == "GET" else []))
+    total = max(0.001, min(self.limits.timeout, self.live().purse.left(), *([60.0] if method == "GET" else []))) # 0 would be no bound at all
     return aiohttp.ClientTimeout(total=total, sock_connect=min(self.limits.connect, total))
 
 def _broken(self: ApiBackend, e: Exception) -> Failure:
@@ -253,7 +260,7 @@ def _broken(self: ApiBackend, e: Exception) -> Failure:
         raise Unusable(f"{self.base} cannot be trusted ({said}); if its certificate is your own, name it by the environment variable SSL_CERT_FILE") from None
     return Failure(reason="server_error", detail=said)
 
-ApiBackend.redact, ApiBackend.patience, ApiBackend.broken = _redact, _patience, _broken
+ApiBackend.redact, ApiBackend.key_said, ApiBackend.patience, ApiBackend.broken = _redact, _key_said, _patience, _broken
 
 # %% ../../nbs/engines/05_api.ipynb #77149120
 async def _once(self: ApiBackend, call: Call, method: str, url: str, body: Mapping[str, Any], read: Callable[[Any], Any]) -> Said:
@@ -273,7 +280,7 @@ async def _once(self: ApiBackend, call: Call, method: str, url: str, body: Mappi
             said = self.redact(text.decode(errors="replace"))
             refused = r.status == 401 and "messages" in body # the key is wrong, for all that comes
             if call.trying and r.status not in BUSY and not refused: return Said(Failure(reason="unsupported", detail=f"{r.status}: {message_of(said)}"), usage=Usage(), final=True)
-            failure = failure_of(r.status, said, body)
+            failure = failure_of(r.status, said, body, self.key_said())
             return Said(failure, False if r.status == 429 or r.status >= 500 else None, r.headers.get("Retry-After"), Usage(), final=not failure.transient or r.status in (402, 403), crowded=r.status == 429)
     except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as e: return Said(self.broken(e), False, usage=Usage()) # nothing was sent
     except (asyncio.TimeoutError, aiohttp.ClientError, OSError) as e: return Said(self.broken(e), False)
@@ -308,9 +315,10 @@ async def _ask(self: ApiBackend, call: Call, method: str, url: str, # whom
 async def _let_through(self: ApiBackend, call: Call, method: str, url: str, body: Mapping[str, Any], read: Callable[[Any], Any]) -> Said:
     "One try, when its turn has come."
     live, said = self.live(), Said(None)
+    if (late := live.purse.late()) is not None: return Said(late, usage=Usage(), final=True)
     try:
         async with asyncio.timeout(left if (left := live.purse.left()) < math.inf else None): ticket = await live.gate.enter()
-    except TimeoutError: return Said(live.purse.late(), usage=Usage(), final=True)
+    except TimeoutError: return Said(live.purse.over(), usage=Usage(), final=True)
     try:
         said = await self.once(call, method, url, body, read)
         return said
@@ -668,6 +676,7 @@ def open_backend(target: str, # MODEL@URL
                  dollars: str | None = None, # the same in money; needs `prices`
                  deadline: str | None = None, # seconds from the first request on; what is under way then is cut off. Closing the engine begins anew
                  prices: str | None = None, # a YAML file: model to dollars for a million tokens
+                 version: str | None = None, # of what the server has behind the name, such as a checkpoint or a precision: answers of one are not those of another
                  tokenizer: str | None = None, # the model's own, a folder or a name on the hub: for servers that give back the log-probabilities of a text
                 ) -> ApiBackend:
     "`api:MODEL@URL`, for example `api:Qwen/Qwen3-8B@http://127.0.0.1:8000/v1`."
@@ -677,6 +686,7 @@ def open_backend(target: str, # MODEL@URL
         raise ValueError("key_env names an environment variable, in capitals; the key itself stays in the environment")
     model, base = parse_target(target)
     backend = ApiBackend(model, base, key_env, _limits(model, concurrency, timeout, connect, tries, tokens, dollars, deadline, prices), tokenizer and _tokenizer(tokenizer))
+    if version: backend.identity["version"] = version
     if tokenizer: backend.identity["tokenizer"] = tokenizer # with it scores may be exact that were bounds or failures
     return backend
 

@@ -183,7 +183,9 @@ class Purse:
         return math.inf if self.budget.seconds is None else self.budget.seconds - (time.monotonic() - self.start if self.start is not None else 0.0)
 
     def late(self) -> Failure | None:
-        return None if self.left() > 1e-6 else Failure(reason="budget", detail=f"the deadline of {self.budget.seconds:g} s has passed; close the engine to begin a new run")
+        return None if self.left() > 1e-6 else self.over()
+
+    def over(self) -> Failure: return Failure(reason="budget", detail=f"the deadline of {self.budget.seconds:g} s has passed; close the engine to begin a new run")
 
     async def take(self, me: object, prompt: int, completion: int) -> Failure | None: # tokens at most
         "Hold back what a request may cost; a failure where it does not fit and nothing is under way that could come out cheaper."
