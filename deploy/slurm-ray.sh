@@ -12,6 +12,7 @@ set -euo pipefail
 if [ $# -eq 0 ]; then echo "usage: sbatch $0 COMMAND IN OUT [options of rubriclab]" >&2; exit 2; fi
 
 export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK" # since Slurm 22.05 srun does not take it from the job; without it Ray sees one core
+export RUBRICLAB_CACHE_DIR="${RUBRICLAB_CACHE_DIR:-$HOME/.cache/rubriclab/job-$SLURM_JOB_ID}" # a store belongs to one machine at a time: two jobs that shared one on a network drive would break it. A requeued job keeps its number
 export RAY_AUTH_MODE=token
 RAY_AUTH_TOKEN="$(od -An -tx1 -N32 /dev/urandom | tr -d ' \n')"
 export RAY_AUTH_TOKEN                  # of this job: other users of the nodes are kept out

@@ -20,6 +20,34 @@ from rubriclab.lab.cluster import Cluster, RemotePurse, Service
 WORLD = "fake:world?seed=4"
 
 
+def test_a_deadline_only_comes_nearer():
+    "What a worker knows of the run's start is late by as long as the answer took."
+    class Far:
+        class take:
+            waits = iter((0.0, 0.3, 0.0))
+            @staticmethod
+            async def remote(*args):
+                since = time.monotonic() - begun
+                await asyncio.sleep(next(Far.take.waits))
+                return None, since
+    async def asked():
+        purse, starts = RemotePurse(Far, "api:toy", "me", Budget(seconds=60), None), []
+        for n in range(3):
+            await purse.take(n, 1, 1)
+            starts.append(purse.start)
+        return starts
+    begun = time.monotonic()
+    first, second, third = asyncio.run(asked())
+    assert first >= second >= third and third - begun < 0.1
+
+
+def test_a_prompt_folder_is_the_same_for_all_workers(tmp_path, monkeypatch):
+    (tmp_path / "mine").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RUBRICLAB_PROMPTS_DIR", "mine")
+    assert cluster.environment()["RUBRICLAB_PROMPTS_DIR"] == str(tmp_path / "mine")
+
+
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     d = tmp_path_factory.mktemp("files")

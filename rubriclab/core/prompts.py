@@ -72,7 +72,8 @@ def template(name: str, # for example `judge/with_rubric`
              folder: str | Path | None = None, # prompt files that go first; the setting `prompts_dir` by default
             ) -> Template:
     "The prompt file of that name: the user's where there is one, else the packaged one."
-    folders = [Path(f) for f in (folder or settings().prompts_dir, Path(rubriclab.__file__).parent / "prompts") if f]
+    if (own := folder or settings().prompts_dir) and not Path(own).is_dir(): raise ValueError(f"prompts_dir {str(own)!r} is no folder here; name one that holds prompt files, on every machine that makes prompts, or none")
+    folders = [Path(f) for f in (own, Path(rubriclab.__file__).parent / "prompts") if f]
     path = next((p for f in folders if (p := f / f"{name}.md").is_file()), None)
     if path is None: raise FileNotFoundError(f"no prompt {name!r} in {' or '.join(str(f.name) for f in folders)}")
     return _read(path, path.stat().st_mtime_ns)
