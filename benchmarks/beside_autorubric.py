@@ -8,7 +8,9 @@ of our mode with a written label a criterion sent by a bare client. What counts 
 policy="exclude"); an answer is graded where it has a score and at least one criterion was read. Beside it stand criteria with a label a second, and the mean score in the first round. All of it greedy, with the same limit of tokens a criterion. Tokens are
 the server's own counters. Bars, in graded answers a second: ours written is quicker than its better mode; log-probabilities are at least 5 times its per-criterion mode. And our written requests take at most 1/.9 of the bare client's time.
 """
-import asyncio, json, math, os, random, re, statistics, subprocess, sys, time, urllib.request
+import asyncio, json, math, os, random, re, statistics, subprocess, sys, tempfile, time, urllib.request
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -28,13 +30,15 @@ def peer_main():
     "Runs in autorubric's environment: its report of one mode, as JSON."
     from autorubric import Criterion, LLMConfig, Rubric
     from autorubric.graders import CriterionGrader
-    url, mode, rows = json.loads(sys.stdin.read())
+    url, mode, rows = json.loads(sys.stdin.readline())
     rubric = Rubric([Criterion(name=f"c{k}", weight=1.0, requirement=c) for k, c in enumerate(CRITERIA)])
     limit = TOKENS * (len(CRITERIA) if mode == "per_item" else 1)
     judge = LLMConfig(model="hosted_vllm/smollm2", api_base=f"{url}/v1", api_key="none", temperature=0.0, max_tokens=limit, timeout=3600.0)
     grader = CriterionGrader(judge_model_config=judge, llm_calls=mode)
     async def grade(): return await asyncio.gather(*(rubric.grade(to_grade=r["response"], grader=grader, query=r["prompt"]) for r in rows))
     asyncio.run(rubric.grade(to_grade="Titan.", grader=grader, query="Name a moon.")) # its first call loads what it needs
+    print("ready", flush=True)
+    sys.stdin.readline() # what is measured begins here
     start = time.perf_counter()
     reports = asyncio.run(grade())
     failed = [sum(any(v.is_error for v in c.votes) for c in r.report or ()) for r in reports]
@@ -102,17 +106,26 @@ def bare(bodies): # sent by a client that does nothing else
     return {"seconds": time.perf_counter() - start, "failed": [], "scores": []}
 
 
+@contextmanager
 def peer(url, rows, mode):
-    done = subprocess.run([peer_python(), __file__, "--peer"], input=json.dumps([url, mode, rows]), capture_output=True, text=True, env={**os.environ, "LITELLM_LOCAL_MODEL_COST_MAP": "True"})
-    if done.returncode: sys.exit(done.stderr[-3000:])
-    return json.loads(done.stdout.splitlines()[-1])
+    "Gives what to call, once its process is warm."
+    with tempfile.TemporaryFile("w+") as said, subprocess.Popen([peer_python(), __file__, "--peer"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said, text=True, env={**os.environ, "LITELLM_LOCAL_MODEL_COST_MAP": "True"}) as p:
+        def tell(line):
+            p.stdin.write(line + "\n")
+            p.stdin.flush()
+            while (answer := p.stdout.readline()) and not answer.startswith(("ready", "{")): pass
+            if not answer: said.seek(0); sys.exit(said.read()[-3000:])
+            return answer
+        tell(json.dumps([url, mode, rows]))
+        yield lambda: json.loads(tell("go"))
 
 
 def measured(url, side):
-    urllib.request.urlopen(urllib.request.Request(f"{url}/reset_prefix_cache", method="POST"))
-    before = counters(url)
-    found = side()
-    return found | dict(zip(("read", "written"), (b - a for a, b in zip(before, counters(url)))))
+    with side() as run:
+        urllib.request.urlopen(urllib.request.Request(f"{url}/reset_prefix_cache", method="POST"))
+        before = counters(url)
+        found = run()
+        return found | dict(zip(("read", "written"), (b - a for a, b in zip(before, counters(url)))))
 
 
 def main(quick):
@@ -120,9 +133,10 @@ def main(quick):
     with server() as url:
         written = dict(readout="generate", mode="per_criterion")
         bodies = recorded(url, rows, **written) # warms the server, too
-        sides = {"autorubric per criterion": lambda: peer(url, rows, "per_criterion"), "autorubric per item": lambda: peer(url, rows, "per_item"),
-                 "ours written, per criterion": lambda: ours(url, rows, **written), "ours written, per item": lambda: ours(url, rows, readout="generate", mode="per_item"),
-                 "bare client, our requests": lambda: bare(bodies), "ours, log-probabilities": lambda: ours(url, rows)}
+        at_once = lambda f, *args, **how: partial(nullcontext, partial(f, *args, **how))
+        sides = {"autorubric per criterion": partial(peer, url, rows, "per_criterion"), "autorubric per item": partial(peer, url, rows, "per_item"),
+                 "ours written, per criterion": at_once(ours, url, rows, **written), "ours written, per item": at_once(ours, url, rows, readout="generate", mode="per_item"),
+                 "bare client, our requests": at_once(bare, bodies), "ours, log-probabilities": at_once(ours, url, rows)}
         found = {name: [] for name in sides}
         for _ in range(rounds):
             for name in rng.sample(list(sides), len(sides)):
