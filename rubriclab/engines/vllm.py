@@ -98,6 +98,7 @@ def visible_gpus() -> list[str]: # none on a CPU
     if not importlib.import_module("vllm.platforms").current_platform.is_cuda_alike(): return []
     return [x.strip().replace("/", "-") for x in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if x.strip()] or ["all"]
 
+# %% ../../nbs/engines/06_vllm.ipynb #6111ac83
 class Runner:
     "A running vLLM, shared by the backends of one base: the base itself and its adapters, so that they need its memory once."
     def __init__(self, path: str, arguments: dict[str, Any], # of `vllm.LLM`
