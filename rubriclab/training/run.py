@@ -203,8 +203,8 @@ def _counted(found: _Sizes, recipe: TrainRecipe, gpu: str) -> TrainPlan:
     name = "SFT" if recipe.kind == "judge-head" else trl_name(recipe.kind)
     tokens = round(steps * batch * (2 if name in ("DPO", "Reward") else 1) * (report["tokens"]["total"] / (n + report.get("test", 0)) + getattr(args, "max_completion_length", 0))) # GRPO writes as much at most
     reference = recipe.lora is None and (name == "DPO" or name == "GRPO" and args.beta != 0) # with an adapter it is the model without it
-    memory = ((2 if recipe.dtype == "bfloat16" else 4) * found.weights * (1 + reference) + 12 * found.trained) / 1e9
-    if recipe.kind == "judge-head": memory += (2 if recipe.dtype == "bfloat16" else 4) * found.weights / 1e9 # the engine that evaluates it
+    copies = 1 + reference + (recipe.kind == "judge-head") # the last is the engine that evaluates it
+    memory = ((2 if recipe.dtype == "bfloat16" else 4) * found.weights * copies + 12 * found.trained) / 1e9
     free = _free_gb(recipe, args, g.gb, found.weights)
     kept = args.save_total_limit or (max(1, int(steps // args.save_steps)) if args.save_steps >= 1 else 1)
     return TrainPlan(steps=steps, examples=n, left_out=report["left out"], tokens=tokens, weights=found.weights, trained=found.trained, memory_gb=memory, gpu=gpu, gpus=recipe.gpus, fits=memory * 1.3 < free * recipe.gpus, alone=memory * 1.3 < free,
