@@ -1,5 +1,6 @@
 "Statistics: properties, checks against scipy, scikit-learn and statsmodels, and calibration on worlds with a known answer."
 import math, subprocess, sys, time, warnings
+from statistics import NormalDist
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
@@ -174,6 +175,27 @@ def test_a_perfect_score_is_not_a_point(prompts):
     assert gap.gap.low == pytest.approx(2 * right.low - 1) and gap.gap.high == 1 # the others could have been worse, not only as bad
     assert (none.gap.low, none.gap.high) == pytest.approx((right.low - 1, 1 - right.low)) and none.detectable is None
     assert not orderings([("a", "b")], {"a": [1] * prompts, "b": [1] * prompts})[0].claimed
+
+
+@pytest.mark.parametrize("measure, best, worst", [("consistency", 1, 0), ("kappa", 1, -1), ("macro_f1", 1, 0), ("spearman", 1, -1), ("pearson", 1, -1), ("kendall", 1, -1), ("ece", 0, 1)])
+def test_a_perfect_measure_is_not_a_point(measure, best, worst):
+    a, prompts = [0, 1] * 20, [i // 2 for i in range(40)]
+    found = clustered(getattr(stats, measure), a, a, clusters=prompts, n=50)
+    unseen = 0.5 * 0.05 # of 20 prompts that agree
+    assert found.estimate == pytest.approx(best)
+    assert sorted([found.low, found.high]) == pytest.approx(sorted([best, best + (1 - unseen ** (1 / 20)) * (worst - best)]))
+
+
+def test_a_perfect_auroc_leaves_open_what_pairs_apart_leave_open():
+    from scipy.stats import binomtest
+    exact = lambda k: pytest.approx(tuple(binomtest(k, k).proportion_ci(method="exact")))
+    of = lambda met, clusters=None: (lambda i: (i.low, i.high))(clustered(stats.auroc, [float(m) for m in met], met, clusters=clusters, n=50))
+    assert of([True] * 7 + [False] * 90) == exact(7) # no more pairs than the rarer side has items
+    assert of([True, False] * 10, [i // 2 for i in range(20)]) == exact(5) # every prompt has both: two prompts a pair
+    low, high = of([True] * 9 + [False] * 9)
+    rng, shift = np.random.default_rng(0), 2 ** 0.5 * NormalDist().inv_cdf(low)
+    perfect = [rng.normal(shift, 1, 9).min() > rng.normal(0, 1, 9).max() for _ in range(4000)] # in a world of the lower limit
+    assert high == 1 and np.mean(perfect) <= 0.025
 
 
 def test_bootstrap_mean_is_the_statistic_mean():

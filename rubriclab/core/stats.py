@@ -364,14 +364,18 @@ def _ends(x: np.ndarray) -> tuple[float, float]:
     low, high = float(x.min()), float(x.max())
     return (0.0, 1.0) if 0 <= low and high <= 1 else (low, high)
 
+def _left_open(clusters: int, level: float) -> float:
+    "The largest share of other clusters that may well be otherwise, where all of these agree (Clopper and Pearson 1934)."
+    return 1 - ((1 - level) / 2) ** (1 / clusters)
+
 def _mean_limits(x: np.ndarray, codes: np.ndarray, ends: tuple[float, float], n: int, level: float, rng: np.random.Generator) -> dict[str, float]:
-    "Percentile limits of the mean; of clusters that all agree, what they leave open (Clopper and Pearson 1934)."
+    "Percentile limits of the mean; of clusters that all agree, what they leave open."
     sums, sizes = np.bincount(codes, x), np.bincount(codes)
     means = sums / sizes
     if np.ptp(means) > 1e-9 * max(1.0, np.abs(means).max()):
         total, size = _resampled_totals(np.stack([sums, sizes], 1), n, rng).T
         return _limits(total / size, level)
-    mean, unseen = float(x.mean()), 1 - ((1 - level) / 2) ** (1 / len(means)) # the largest share of other clusters that may well show none
+    mean, unseen = float(x.mean()), _left_open(len(means), level)
     return {"low": mean - unseen * (mean - ends[0]), "high": mean + unseen * (ends[1] - mean)}
 
 # %% ../../nbs/core/04_stats.ipynb #411a45d7
@@ -425,9 +429,10 @@ def _by_weight(measure: Callable[..., Measure], columns: Sequence[Any]) -> tuple
     return kept, (_auroc_value if measure is auroc else spearman_of_weights)(x, y)
 
 # %% ../../nbs/core/04_stats.ipynb #04da7d85
-_ITEMS = {accuracy: counted, brier: _squared_errors} # means over items
+_ITEMS = {accuracy: counted, brier: _squared_errors, consistency: lambda a, b: [None if x is None or y is None else float(x == y) for x, y in zip(a, b)]} # means over items
 _SUMS = {kappa: _kappa_sums, macro_f1: _macro_f1_sums, pearson: _pearson_sums, ece: _ece_sums}
 _WEIGHTS = (auroc, spearman)
+_ENDS = dict.fromkeys((macro_f1, auroc, ece), (0.0, 1.0)) | dict.fromkeys((kappa, spearman, pearson, kendall), (-1.0, 1.0))
 
 def _interval(m: Measure, samples: np.ndarray, clusters: int, level: float) -> Interval:
     return Interval(estimate=m.value, n=m.n, clusters=clusters, level=level, failed=m.failed, **(_limits(samples, level) if clusters > 1 and m.value is not None else {}))
@@ -447,6 +452,20 @@ def _samples(measure: Callable[..., Measure], columns: Sequence[Any], clusters: 
     arrays = [np.fromiter(c, dtype=object, count=size) for c in columns]
     return _resampled_statistic(lambda at: measure(*(a[at] for a in arrays), **options).value, np.arange(size), codes, n, rng), k
 
+# %% ../../nbs/core/04_stats.ipynb #979cb70c
+def _apart(scores: Sequence[float | None], outcomes: Sequence[bool | None], clusters: Sequence[Any] | None) -> int:
+    "How many pairs of a met and an unmet item can be made of which no two share a cluster."
+    given = [(c, o) for c, s, o in zip(range(len(scores)) if clusters is None else clusters, scores, outcomes) if s is not None and o is not None]
+    met, unmet = {c for c, o in given if o}, {c for c, o in given if not o}
+    return min(len(met), len(unmet), len(met | unmet) // 2)
+
+def _opened(found: Interval, measure: Callable[..., Measure], columns: Sequence[Any], clusters: Sequence[Any] | None) -> Interval:
+    "The interval, or, where no resample differed, the limits that so few clusters leave open."
+    if found.low is None or found.high - found.low > 1e-9 or measure not in _ENDS: return found
+    unseen = _left_open(_apart(*columns, clusters) if measure is auroc else found.clusters, found.level)
+    low, high = _ENDS[measure]
+    return found.replace(low=found.estimate - unseen * (found.estimate - low), high=found.estimate + unseen * (high - found.estimate))
+
 # %% ../../nbs/core/04_stats.ipynb #fcd26e5a
 def clustered(measure: Callable[..., Measure], # accuracy, consistency, kappa, macro_f1, auroc, brier, ece, spearman, pearson, kendall, or one like them
               *columns: Sequence[Any], # what it is given, a value an item in each
@@ -462,8 +481,8 @@ def clustered(measure: Callable[..., Measure], # accuracy, consistency, kappa, m
     if measure in _ITEMS:
         return cluster_bootstrap(_ITEMS[measure](*columns, **options), clusters, n=n, level=level, seed=seed).replace(failed=m.failed)
     found = _interval(m, *_samples(measure, columns, clusters, n, seed, options), level)
-    if measure is not ece or found.low is None: return found
-    return found.replace(low=max(0.0, 2 * m.value - found.high), high=max(0.0, 2 * m.value - found.low))
+    if measure is ece and found.low is not None: found = found.replace(low=max(0.0, 2 * m.value - found.high), high=max(0.0, 2 * m.value - found.low))
+    return _opened(found, measure, columns, clusters)
 
 # %% ../../nbs/core/04_stats.ipynb #80beccc1
 def order_gap(correct: Sequence[float | bool | None], # right or not, an item a judgment in one order; None for a failure
