@@ -186,6 +186,11 @@ def test_a_perfect_measure_is_not_a_point(measure, best, worst):
     assert sorted([found.low, found.high]) == pytest.approx(sorted([best, best + (1 - unseen ** (1 / 20)) * (worst - best)]))
 
 
+def test_a_judge_that_only_sees_places_has_no_point_for_an_order_gap():
+    found = order_gap([1, 0] * 12, [True, False] * 12, [i // 2 for i in range(24)])
+    assert found.estimate == 1 and (found.low, found.high) == (pytest.approx(1 - 2 * (1 - 0.025 ** (1 / 12))), 1)
+
+
 def test_a_perfect_auroc_leaves_open_what_pairs_apart_leave_open():
     from scipy.stats import binomtest
     exact = lambda k: pytest.approx(tuple(binomtest(k, k).proportion_ci(method="exact")))

@@ -459,12 +459,11 @@ def _apart(scores: Sequence[float | None], outcomes: Sequence[bool | None], clus
     met, unmet = {c for c, o in given if o}, {c for c, o in given if not o}
     return min(len(met), len(unmet), len(met | unmet) // 2)
 
-def _opened(found: Interval, measure: Callable[..., Measure], columns: Sequence[Any], clusters: Sequence[Any] | None) -> Interval:
-    "The interval, or, where no resample differed, the limits that so few clusters leave open."
-    if found.low is None or found.high - found.low > 1e-9 or measure not in _ENDS: return found
-    unseen = _left_open(_apart(*columns, clusters) if measure is auroc else found.clusters, found.level)
-    low, high = _ENDS[measure]
-    return found.replace(low=found.estimate - unseen * (found.estimate - low), high=found.estimate + unseen * (high - found.estimate))
+def _opened(found: Interval, ends: tuple[float, float], trials: int) -> Interval:
+    "The interval, or, where no resample differed, the limits that so few trials leave open."
+    if found.low is None or found.high - found.low > 1e-9: return found
+    unseen = _left_open(trials, found.level)
+    return found.replace(low=found.estimate - unseen * (found.estimate - ends[0]), high=found.estimate + unseen * (ends[1] - found.estimate))
 
 # %% ../../nbs/core/04_stats.ipynb #fcd26e5a
 def clustered(measure: Callable[..., Measure], # accuracy, consistency, kappa, macro_f1, auroc, brier, ece, spearman, pearson, kendall, or one like them
@@ -482,7 +481,8 @@ def clustered(measure: Callable[..., Measure], # accuracy, consistency, kappa, m
         return cluster_bootstrap(_ITEMS[measure](*columns, **options), clusters, n=n, level=level, seed=seed).replace(failed=m.failed)
     found = _interval(m, *_samples(measure, columns, clusters, n, seed, options), level)
     if measure is ece and found.low is not None: found = found.replace(low=max(0.0, 2 * m.value - found.high), high=max(0.0, 2 * m.value - found.low))
-    return _opened(found, measure, columns, clusters)
+    if measure not in _ENDS or found.low is None: return found
+    return _opened(found, _ENDS[measure], _apart(*columns, clusters) if measure is auroc else found.clusters)
 
 # %% ../../nbs/core/04_stats.ipynb #80beccc1
 def order_gap(correct: Sequence[float | bool | None], # right or not, an item a judgment in one order; None for a failure
@@ -507,7 +507,7 @@ def order_gap(correct: Sequence[float | bool | None], # right or not, an item a 
     estimate = float(gap(per_cluster.sum(0, keepdims=True))[0])
     if k == 1: return Interval(estimate=estimate, **counts)
     with np.errstate(invalid="ignore", divide="ignore"): samples = gap(_resampled_totals(per_cluster, n, np.random.default_rng(seed)))
-    return Interval(estimate=estimate, **_limits(samples, level), **counts)
+    return _opened(Interval(estimate=estimate, **_limits(samples, level), **counts), (-1.0, 1.0), k)
 
 # %% ../../nbs/core/04_stats.ipynb #a5dda56a
 class Mixture(NamedTuple):

@@ -514,6 +514,11 @@ class Table(list):
     "A list of values that a notebook shows as a table."
     shown = 10
 
+    def whole(self) -> Self:
+        "The same table, which shows all of its rows."
+        self.shown = len(self)
+        return self
+
     def _repr_markdown_(self) -> str:
         if not self: return "*empty*"
         rows = [_columns(v) for v in self[:self.shown]]

@@ -25,7 +25,7 @@ from ..judges.pairwise import correct
 from ..judges.verifier import (Opinion, Policy, Readout, closed_form, decide, fit_label_probe, label_features, label_table, needed_accuracy, opinions,
                                        unseen_labels)
 from .record import reason_of
-from .report import _axes, _close, number, prompt_of
+from .report import _axes, _close, number, prompt_of, tested
 from ..rubrics.c2 import Contrast, Contrasting, candidate_chat, contrast, leaks, rehearse, survives
 
 if TYPE_CHECKING: from matplotlib.figure import Figure
@@ -199,7 +199,8 @@ def view_accuracy(rows: Sequence[Mapping[str, Any]], # of `pairs.jsonl`
             for arm, margin in (("best", m + a), ("none", m), ("worst", m + b)): right[arm].append(_right(margin))
     arms = [{"arm": arm, **_interval(values, prompts, seed)} for arm, values in right.items()]
     if not prompts: return arms, []
-    return arms, [_ordering(worse, better, right, prompts, seed) for worse, better in (("worst", "none"), ("none", "best"))]
+    claims = (("worst", "none"), ("none", "best"))
+    return arms, tested(claims, [stats.compare(right[a], right[b], prompts, alpha=0.05 / len(claims), seed=seed) for a, b in claims])
 
 def _right(margin: float) -> float: return 0.5 if abs(margin) <= 2e-3 else float(margin > 0)
 
@@ -207,11 +208,6 @@ def _interval(values: Sequence[float | None], prompts: Sequence[str], seed: int)
     if not values: return {"accuracy": None, "low": None, "high": None, "n": 0, "prompts": 0}
     ci = stats.cluster_bootstrap(values, prompts, seed=seed)
     return {"accuracy": ci.estimate, "low": ci.low, "high": ci.high, "n": ci.n, "prompts": ci.clusters}
-
-def _ordering(worse: str, better: str, right: Mapping[str, Sequence[float]], prompts: Sequence[str], seed: int) -> dict[str, Any]:
-    c = stats.compare(right[worse], right[better], prompts, alpha=0.025, seed=seed)
-    return {"worse": worse, "better": better, "gap": c.gap.estimate, "low": c.gap.low, "high": c.gap.high, "prompts": c.gap.clusters, "p": c.p, "detectable": c.detectable,
-            "claimed": bool(2 * c.p <= 0.05 and c.gap.estimate > 0)} # Bonferroni for two
 
 # %% ../../nbs/lab/07_c2.ipynb #e9e39e3f
 def leak_rates(found: Sequence[Label], # labels of one kind
@@ -271,8 +267,7 @@ def policy_orderings(pairs: Sequence[Pair], # the pairs
     if not pairs: return []
     right = {name: [correct(j) for j in decide(pairs, seen, policy)] for name, (seen, policy) in arms.items()}
     found = [stats.compare(right[a], right[b], [prompt_of(p) for p in pairs], alpha=0.05 / len(claims), seed=seed) for a, b in claims]
-    return [{"worse": a, "better": b, "gap": c.gap.estimate, "low": c.gap.low, "high": c.gap.high, "prompts": c.gap.clusters, "p": c.p, "detectable": c.detectable, "claimed": bool(p <= 0.05 and c.gap.estimate > 0)}
-            for (a, b), c, p in zip(claims, found, stats.holm([c.p for c in found]))]
+    return tested(claims, found)
 
 def costs(done: Sequence[Judgment]) -> dict[str, Any]: # of one policy
     "What verdicts cost, and how often the rubric was not followed."
@@ -447,8 +442,8 @@ def c2_text(s: Mapping[str, Any]) -> str: # Markdown
                       ("extreme of K, another pair's rubrics (nats)", "extreme_null")): row(name, lambda k: number(s["shrinkage"][k][key]))
     for name, key in (("names an answer", "names"), ("quotes one", "quotes"), ("holds a fact of one", "fact"), ("moves unrelated answers toward its label", "moves_unrelated"),
                       ("moves them the other way", "moves_unrelated_other_way")): row(name, lambda k: number(s["leaks"][k][key]))
-    out += ["", "| judged with | accuracy on fresh views | ", "|---|---|", *(f"| {a['arm']} | {_span(a, 'accuracy')} |" for a in s["views"]), ""]
-    out += [f"{o['worse']} < {o['better']}: gap {number(o['gap'], True)} [{number(o['low'], True)}, {number(o['high'], True)}], p = {o['p']:.4f}, {'claimed' if o['claimed'] else 'not claimed'}." for o in s["orderings"]]
+    out += ["", "| judged with | accuracy on fresh views (n views) | ", "|---|---|", *(f"| {a['arm']} | {_span(a, 'accuracy')} |" for a in s["views"]), ""]
+    out += [f"{o['worse']} < {o['better']}: gap {number(o['gap'], True)} [{number(o['low'], True)}, {number(o['high'], True)}], p = {o['p_holm']:.4f}, {'claimed' if o['claimed'] else 'not claimed'}." for o in s["orderings"]]
     return "\n".join([*out, "", f"A label is right where its true shift exceeds {WORTH} nats toward it. Expected precision rests on views that err independently; what they err in together it cannot see."])
 
 def _counts(d: Mapping[Any, int]) -> str: return ", ".join(f"{k} {v:,}" for k, v in d.items()) or "none"
@@ -461,7 +456,8 @@ def plot_shifts(rows: Sequence[Mapping[str, Any]], title: str) -> "Figure":
     null = [s for r in rows for s in r.get("null_shifts", ())]
     fig, ax = _axes(7.5, 3.6, title)
     sns.histplot(x=own, bins=60, stat="density", color="0.75", edgecolor="0.4", ax=ax, label=f"own rubrics (n={len(own):,})")
-    if null: sns.histplot(x=null, bins=max(4, min(30, len(null) // 8)), stat="density", element="step", fill=False, color="black", ax=ax, label=f"another pair's (n={len(null):,})")
+    if len(null) < 30: sns.rugplot(x=null, height=0.08, color="black", ax=ax, label=f"another pair's (n={len(null):,})") # too few for a density
+    else: sns.histplot(x=null, bins=min(30, len(null) // 8), stat="density", element="step", fill=False, color="black", ax=ax, label=f"another pair's (n={len(null):,})")
     ax.axvline(0, color="black", ls="--", lw=1)
     ax.set(xlabel="shift of the margin (nats), above 0 toward the better answer", ylabel="density")
     ax.legend()
@@ -490,7 +486,7 @@ def plot_views(arms: Sequence[Mapping[str, Any]], title: str) -> "Figure":
         if a["low"] is not None: ax.plot([a["low"], a["high"]], [y, y], color="0.35", lw=2)
         ax.plot(a["accuracy"], y, "o", color="black", ms=7)
     ax.axvline(0.5, color="0.5", ls="--", lw=1)
-    ax.set(yticks=range(len(known)), yticklabels=[f"{a['arm']}  (n={a['n']})" for a in known], ylim=(-0.5, len(known) - 0.5), xlim=(0, 1), xlabel="accuracy on fresh views, 95% interval (dashed: chance)")
+    ax.set(yticks=range(len(known)), yticklabels=[f"{a['arm']}  ({a['prompts']:,} prompts, {a['n']:,} views)" for a in known], ylim=(-0.5, len(known) - 0.5), xlim=(0, 1), xlabel="accuracy on fresh views, 95% interval (dashed: chance)")
     return _close(fig)
 
 _STYLES = {"always": ("s", "--"), "never": ("^", ":"), "selective": ("o", "-"), "agreement": ("v", "-."), "oracle": ("D", "-"), "soft": ("P", "--")}
@@ -501,15 +497,15 @@ def plot_mixes(mixes: Sequence[Mapping[str, Any]], # from `mix_rows`
               ) -> "Figure":
     "Accuracy of each policy by the share of helpful rubrics, 95% intervals; lines are the closed form where `known` is given."
     fig, ax = _axes(7.5, 4.4, title)
-    for policy, of_one in {p: [m for m in mixes if m["policy"] == p] for p in dict.fromkeys(m["policy"] for m in mixes)}.items():
+    for beside, (policy, of_one) in enumerate({p: [m for m in mixes if m["policy"] == p] for p in dict.fromkeys(m["policy"] for m in mixes)}.items()):
         mark, line = _STYLES[policy]
         drawn = known is not None and policy in ("always", "never", "selective")
         bars = None if any(m["low"] is None for m in of_one) else [[m["accuracy"] - m["low"] for m in of_one], [m["high"] - m["accuracy"] for m in of_one]]
-        ax.errorbar([m["share"] for m in of_one], [m["accuracy"] for m in of_one], yerr=bars, fmt=mark, ls="none" if drawn else line, color="black" if policy == "selective" else "0.45", capsize=3, label=policy)
+        ax.errorbar([m["share"] + 0.008 * (beside - 2) for m in of_one], [m["accuracy"] for m in of_one], yerr=bars, fmt=mark, ls="none" if drawn else line, color="black" if policy == "selective" else "0.45", capsize=3, label=policy)
         if not drawn: continue
         g = np.linspace(0, 1, 50)
         ax.plot(g, [closed_form(x, known["v"], known["helpful"], known["none"], known["misleading"])[policy] for x in g], ls=line, lw=1, color="black" if policy == "selective" else "0.45")
-    ax.set(xlabel="share of helpful rubrics", ylabel="accuracy, 95% interval", xlim=(-0.02, 1.02))
+    ax.set(xlabel="share of helpful rubrics (points moved aside a little)", ylabel="accuracy, 95% interval", xlim=(-0.03, 1.03), ylim=(0, 1))
     ax.legend()
     return _close(fig)
 

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Status', 'prompt_of', 'judgment_rows', 'rubric_rows', 'row_correct', 'summarize_arm', 'length_rows', 'by_arm',
-           'compare_arms', 'detects', 'PaperRow', 'paper_row', 'paper_rows', 'number', 'paper_text', 'plot_accuracy',
-           'plot_order_gap', 'plot_margins', 'plot_acceptance']
+           'tested', 'compare_arms', 'detects', 'PaperRow', 'paper_row', 'paper_rows', 'number', 'span', 'paper_table',
+           'ordering_table', 'paper_text', 'plot_accuracy', 'plot_order_gap', 'plot_margins', 'plot_acceptance']
 
 # %% ../../nbs/lab/03_report.ipynb #04116dcd
 import tomllib
@@ -105,6 +105,13 @@ def by_arm(rows: Sequence[Mapping[str, Any]], data: str) -> dict[str, list[Mappi
     return out
 
 # %% ../../nbs/lab/03_report.ipynb #1050040e
+def tested(claims: Sequence[tuple[str, str]], # (worse, better) by hypothesis
+           found: Sequence[stats.Comparison], # one a claim
+          ) -> list[dict[str, Any]]: # one entry a claim
+    "Comparisons as entries; claimed are those that go the right way after Holm's correction over all of them."
+    return [{"worse": w, "better": b, "gap": c.gap.estimate, "low": c.gap.low, "high": c.gap.high, "prompts": c.gap.clusters, "p": c.p, "p_holm": p,
+             "sd": c.sd, "detectable": c.detectable, "claimed": bool(p <= 0.05 and c.gap.estimate > 0)} for (w, b), c, p in zip(claims, found, stats.holm([c.p for c in found]))]
+
 def compare_arms(arms: Mapping[str, Sequence[Mapping[str, Any]]], # rows by arm
                  claims: Sequence[tuple[str, str]], # (worse, better) by hypothesis
                  seed: int = 0, # of bootstrap and permutation
@@ -117,9 +124,7 @@ def compare_arms(arms: Mapping[str, Sequence[Mapping[str, Any]]], # rows by arm
         if not both: raise ValueError(f"arms {worse!r} and {better!r} judged no labeled pair in common")
         values = [[row_correct(side[k]) for k in both] for side in (a, b)]
         found.append(stats.compare(*values, [a[k]["prompt"] for k in both], alpha=0.05 / len(claims), seed=seed))
-    adjusted = stats.holm([c.p for c in found])
-    return [{"worse": w, "better": b, "gap": c.gap.estimate, "low": c.gap.low, "high": c.gap.high, "prompts": c.gap.clusters, "p": c.p, "p_holm": p,
-             "sd": c.sd, "detectable": c.detectable, "claimed": bool(p <= 0.05 and c.gap.estimate > 0)} for (w, b), c, p in zip(claims, found, adjusted)]
+    return tested(claims, found)
 
 # %% ../../nbs/lab/03_report.ipynb #15400cf5
 def detects(arms: Mapping[str, Sequence[Mapping[str, Any]]], # rows by arm
@@ -135,7 +140,7 @@ def detects(arms: Mapping[str, Sequence[Mapping[str, Any]]], # rows by arm
     return found
 
 # %% ../../nbs/lab/03_report.ipynb #e8a5c9a1
-Status = Literal["reproduced", "not reproduced", "different setting", "not run"]
+Status = Literal["reproduced", "not reproduced", "open", "new here", "different setting", "not run"]
 
 class PaperRow(Value):
     "One line of the table of paper against ours."
@@ -146,8 +151,16 @@ class PaperRow(Value):
     low: float | None = None
     high: float | None = None
     n: int | None = None
+    detectable: float | None = None # the gap that so many prompts find four times in five
     status: Status = "not run"
     note: str = ""
+
+def _status(entry: Mapping[str, Any], o: Mapping[str, Any]) -> Status:
+    "What a tested ordering says of an entry."
+    if entry.get("number"): return "different setting"
+    if entry.get("new"): return "new here"
+    if o["claimed"]: return "reproduced"
+    return "not reproduced" if o["high"] is not None and o["high"] <= entry.get("reported", 0.0) else "open"
 
 def paper_row(entry: Mapping[str, Any], # one entry of `paper.toml`
               arms: Mapping[str, Mapping[str, Any]], # summaries by arm
@@ -158,9 +171,7 @@ def paper_row(entry: Mapping[str, Any], # one entry of `paper.toml`
     if "gap" in entry:
         o = next((o for o in orderings if [o["worse"], o["better"]] == entry["gap"]), None)
         if o is None: return row
-        status = "reproduced" if o["claimed"] else "not reproduced"
-        if entry.get("number"): status = "different setting"
-        return row.replace(ours=o["gap"], low=o["low"], high=o["high"], n=o["prompts"], status=status)
+        return row.replace(ours=o["gap"], low=o["low"], high=o["high"], n=o["prompts"], detectable=o["detectable"], status=_status(entry, o))
     a = arms.get(entry.get("arm", ""))
     if a is None: return row
     value = a[entry.get("measure", "accuracy")]
@@ -180,10 +191,23 @@ def number(x: float | None, signed: bool = False) -> str:
     "A number for people: three decimals, an empty text for None."
     return "" if x is None else f"{x:+.3f}" if signed else f"{x:.3f}"
 
+def span(low: float | None, high: float | None, signed: bool = False) -> str:
+    "An interval for people, empty where there is none."
+    return "" if low is None else f"{number(low, signed)} to {number(high, signed)}"
+
+def paper_table(rows: Sequence[PaperRow]) -> Table: # as a page shows it
+    "The table of paper against ours."
+    return Table({"claim": r.claim, "paper": r.paper, "where": r.where, "ours": number(r.ours), "95% interval": span(r.low, r.high), "n": r.n, "detectable": number(r.detectable), "status": r.status} for r in rows).whole()
+
+def ordering_table(found: Sequence[Mapping[str, Any]]) -> Table: # as a page shows them
+    "Tested orderings, each with what its number of prompts could have found."
+    return Table({**({"measure": o["measure"]} if "measure" in o else {}), "ordering": f"{o['worse']} < {o['better']}", "gap": number(o["gap"], signed=True), "95% interval": span(o["low"], o["high"], signed=True),
+                  "p (Holm)": f"{o['p_holm']:.4f}", "prompts": o["prompts"], "detectable": number(o["detectable"]), "claimed": "yes" if o["claimed"] else "no"} for o in found).whole()
+
 def paper_text(rows: Sequence[PaperRow]) -> str: # for a terminal
     "The table of paper against ours as aligned text."
-    head = ("claim", "paper", "ours", "95% interval", "n", "status")
-    body = [(r.claim, r.paper, number(r.ours), "" if r.low is None else f"[{number(r.low)}, {number(r.high)}]", "" if r.n is None else str(r.n), r.status) for r in rows]
+    head = ("claim", "paper", "ours", "95% interval", "n", "detectable", "status")
+    body = [(r.claim, r.paper, number(r.ours), "" if r.low is None else f"[{number(r.low)}, {number(r.high)}]", "" if r.n is None else str(r.n), number(r.detectable), r.status) for r in rows]
     width = [max(len(line[i]) for line in [head, *body]) for i in range(len(head))]
     line = lambda cells: "  ".join(c.ljust(w) for c, w in zip(cells, width)).rstrip()
     return "\n".join([line(head), line(["-" * w for w in width]), *map(line, body)])

@@ -221,11 +221,9 @@ def rag_table(summary: Sequence[Mapping[str, Any]]) -> Table: # for people
     "One line an arm."
     span = lambda e: "" if e["value"] is None else f"{number(e['value'])} [{number(e['low'])}, {number(e['high'])}]"
     used = any(s["use"] for s in summary)
-    t = Table({"arm": s["arm"], "F1 [95%]": f"{number(s['f1'])} [{number(s['low'])}, {number(s['high'])}]", "one to one": number(s["f1 one to one"]), "equal numbers": number(s["f1 equal numbers"]),
+    return Table({"arm": s["arm"], "F1 [95%]": f"{number(s['f1'])} [{number(s['low'])}, {number(s['high'])}]", "one to one": number(s["f1 one to one"]), "equal numbers": number(s["f1 equal numbers"]),
                "criteria": f"{s['criteria']:.1f}", "characters": f"{s['characters']:.0f}", "verbatim": number(s["verbatim"]), **({k: span(e) for k, e in s["use"].items()} if s["use"] else dict.fromkeys(("correlation",) * used, "")),
-               "n": s["n"], "failed": s["failed"]} for s in summary)
-    t.shown = len(t)
-    return t
+               "n": s["n"], "failed": s["failed"]} for s in summary).whole()
 
 # %% ../../nbs/lab/08_rubricrag.ipynb #f6e7be8c
 def rag_text(summary: Sequence[Mapping[str, Any]]) -> str: # for a terminal
@@ -273,7 +271,7 @@ def rag_orderings(rows: Iterable[Mapping[str, Any]], # of one data set
     for m in measures:
         tested = [(w, b, f) for w, b in known if (f := _compared(m, *_pair(arms, w, b), len(known), seed))]
         for (w, b, f), p in zip(tested, stats.holm([f["p"] for _, _, f in tested])):
-            out.append({"measure": m, "worse": w, "better": b, **{k: f[k] for k in ("gap", "low", "high", "prompts", "p", "detectable")}, "claimed": bool(p <= 0.05 and f["gap"] > 0)})
+            out.append({"measure": m, "worse": w, "better": b, **{k: f[k] for k in ("gap", "low", "high", "prompts", "p", "detectable")}, "p_holm": p, "claimed": bool(p <= 0.05 and f["gap"] > 0)})
     return out
 
 # %% ../../nbs/lab/08_rubricrag.ipynb #34ba7d82
@@ -291,7 +289,7 @@ def partings(rows: Iterable[Mapping[str, Any]], # of one data set
         if like is None or works is None: continue
         if like["gap"] < 0: x, y, like, works = y, x, {**like, "gap": -like["gap"]}, {**works, "gap": -works["gap"] or 0.0}
         found.append({"more like": y, "than": x, "gap in F1": like["gap"], f"gap in {use}": works["gap"], "p": max(like["p"], works["p"]), "parts": works["gap"] < 0, "prompts": works["prompts"]})
-    return [f | {"claimed": bool(p <= 0.05 and f["parts"])} for f, p in zip(found, stats.holm([f["p"] for f in found]))]
+    return [f | {"p_holm": p, "claimed": bool(p <= 0.05 and f["parts"])} for f, p in zip(found, stats.holm([f["p"] for f in found]))]
 
 # %% ../../nbs/lab/08_rubricrag.ipynb #0d040f18
 def paired_rubrics(written: Iterable[Item], # prompts with written rubrics

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PLANTED', 'run_rows', 'plot_curves', 'plot_gap', 'train_recipes_into', 'train_planted', 'unseen_pairs', 'Measured',
            'claims', 'policy_measures', 'writer_measures', 'contrast_measures', 'verifier_measures', 'head_measures',
-           'scalar_measures', 'plot_before_after']
+           'length_measures', 'scalar_measures', 'plot_before_after']
 
 # %% ../../nbs/lab/09_training.ipynb #a2277c91
 from collections.abc import Mapping, Sequence
@@ -51,6 +51,7 @@ def _plain(x: float | None) -> str: return "none" if x is None else f"{x:.3f}"
 def plot_curves(runs: Mapping[str, TrainResult], title: str) -> "Figure":
     "The training loss of every run by step, each in a panel of its own, and the held-out loss where it was taken (dashed); what GRPO runs pay instead of their loss."
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import MaxNLocator
     import seaborn as sns
     sns.set_theme(style="whitegrid", context="notebook", palette="gray")
     wide = 4
@@ -62,6 +63,7 @@ def plot_curves(runs: Mapping[str, TrainResult], title: str) -> "Figure":
             ax.plot([s for s, _ in known], [v for _, v in known], color="black", lw=1.5, ls=line, marker="o" if line == "--" else None, ms=3)
         ax.set_title(name, fontsize=10, loc="left")
         ax.set_xlabel("step", fontsize=9)
+        ax.xaxis.set_major_locator(MaxNLocator(nbins="auto", integer=True)) # there is no half step
         ax.set_ylabel("mean reward" if what == "reward" else "loss (nats)", fontsize=9)
     for ax in list(axes.flat)[len(runs):]: ax.set_visible(False)
     fig.suptitle(title, x=0.01, ha="left")
@@ -199,17 +201,23 @@ def head_measures(who: str, e: Engine, pairs: Sequence[PreferencePair], seed: in
     items = labeled_items(pairs)
     p, at = [g.labels[0].prob for g in grade(items, e, prompt=HOW.prompt)], [i.meta["prompt_id"] for i in items[::2]]
     won = [None if a is None or b is None else 0.5 if a == b else float(a > b) for a, b in zip(p[::2], p[1::2])]
-    return [Measured(who, "better answer first", won, at, seed)]
+    return [Measured(who, "better answer scored higher", won, at, seed)]
+
+def length_measures(pairs: Sequence[PreferencePair], seed: int = 0) -> list[Measured]:
+    "What the longer and the shorter answer (characters) would have said of the same pairs, ties one half."
+    more, at = [len(p.chosen) - len(p.rejected) for p in pairs], [prompt_of(p) for p in pairs]
+    return [Measured(who, "better answer scored higher", [0.5 if d == 0 else float(sign * d > 0) for d in more], at, seed) for who, sign in (("longer answer", 1), ("shorter answer", -1))]
 
 def scalar_measures(who: str, folder: Path | str, pairs: Sequence[PreferencePair], seed: int = 0) -> list[Measured]:
     "The same of a scalar reward model."
     asked = [p.prompt for p in pairs]
     good, bad = (ByRewardModel(str(folder))(asked, [getattr(p, side) for p in pairs], {}) for side in ("chosen", "rejected"))
-    return [Measured(who, "better answer first", [0.5 if a == b else float(a > b) for a, b in zip(good, bad)], [prompt_of(p) for p in pairs], seed)]
+    return [Measured(who, "better answer scored higher", [0.5 if a == b else float(a > b) for a, b in zip(good, bad)], [prompt_of(p) for p in pairs], seed)]
 
 # %% ../../nbs/lab/09_training.ipynb #6919943a
 def plot_before_after(rows: Sequence[Mapping[str, Any]], title: str, chance: float | None = None) -> "Figure":
     "One measure a block, one model a line, with intervals clustered by prompt."
+    rows = [r for measure in dict.fromkeys(r["measure"] for r in rows) for r in rows if r["measure"] == measure]
     fig, ax = _axes(8, 0.36 * len(rows) + 1.2, title)
     for y, r in enumerate(rows):
         if r["low"] is not None: ax.plot([r["low"], r["high"]], [y, y], color="0.35", lw=2)
