@@ -825,6 +825,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                           'rubriclab.engines.engine._begin': ('engines/engine.html#_begin', 'rubriclab/engines/engine.py'),
                                           'rubriclab.engines.engine._count': ('engines/engine.html#_count', 'rubriclab/engines/engine.py'),
                                           'rubriclab.engines.engine._note': ('engines/engine.html#_note', 'rubriclab/engines/engine.py'),
+                                          'rubriclab.engines.engine._opened': ( 'engines/engine.html#_opened',
+                                                                                'rubriclab/engines/engine.py'),
                                           'rubriclab.engines.engine._reopened': ( 'engines/engine.html#_reopened',
                                                                                   'rubriclab/engines/engine.py'),
                                           'rubriclab.engines.engine._stored': ( 'engines/engine.html#_stored',

@@ -1,5 +1,5 @@
 """The api engine against a server that fails in every way it can: each ends as a value with its reason, and the run goes on."""
-import asyncio, json, math, re, shutil, ssl, subprocess, threading, time
+import asyncio, json, math, re, shutil, ssl, subprocess, sys, threading, time
 import pytest
 web = pytest.importorskip("aiohttp.web", reason='the api engine needs pip install "rubriclab[api]"')
 from rubriclab.core.store import Store
@@ -137,7 +137,7 @@ def ask(server, *texts, store=None, **options):
 @pytest.mark.parametrize("what, reason, tries", [
     ("broken", "server_error", 3), ("drop", "server_error", 3), ("cut", "server_error", 3), ("garbage", "server_error", 3), ("empty", "server_error", 3),
     ("list", "server_error", 3), ("no message", "server_error", 3), ("huge", "server_error", 3), ("full", "too_long", 1), ("wrong", "bad_request", 1), ("filtered", "refusal", 1),
-    ("moved", "bad_request", 1), ("busy twice", None, 3), ("broken once", None, 2), ("aborted", "server_error", 1), ("deep", "server_error", 3), ("nothing", None, 1), ("old names", None, 2)])
+    ("busy twice", None, 3), ("broken once", None, 2), ("aborted", "server_error", 1), ("deep", "server_error", 3), ("nothing", None, 1), ("old names", None, 2)])
 def test_every_fault_is_a_value(server, what, reason, tries):
     before, r, after = ask(server, "one", what, "two")
     assert (before.text, after.text) == ("eno", "owt")
@@ -157,7 +157,7 @@ def test_retry_after_is_honored(server):
     assert ask(server, "busy twice")[0].text == "Titan." and time.time() - start >= 0.6
 
 
-@pytest.mark.parametrize("what, said", [("key", "key_env"), ("model", "no such model")])
+@pytest.mark.parametrize("what, said", [("key", "key_env"), ("model", "no such model"), ("moved", "sends requests elsewhere")])
 def test_what_would_spoil_every_request_stops_the_run(server, what, said):
     with pytest.raises(RuntimeError, match=said) as e: ask(server, what, *(f"hang #{i}" for i in range(5)))
     assert SECRET not in str(e.value)
@@ -211,6 +211,38 @@ def test_threads_share_a_backend(server):
     for t in threads: t.start()
     for t in threads: t.join()
     assert out == {k: [f"{i}{k}" for i in range(10)] for k in "abc"}
+
+
+FIRST = """
+import sys, threading
+sys.setswitchinterval(1e-6)
+from rubriclab.engines import flow
+from rubriclab.engines.engine import _backend
+all_at_once, loops, backends = threading.Barrier(8), [], []
+def first():
+    all_at_once.wait()
+    loops.append(flow.background()); backends.append(_backend("fake:world"))
+threads = [threading.Thread(target=first) for _ in range(8)]
+for t in threads: t.start()
+for t in threads: t.join()
+print(len({*map(id, loops)}), len({*map(id, backends)}))
+"""
+
+
+def test_the_first_threads_share_a_loop_and_a_backend():
+    for _ in range(3): assert subprocess.run([sys.executable, "-c", FIRST], capture_output=True, text=True, timeout=120).stdout.split() == ["1", "1"]
+
+
+def test_a_model_that_left_the_server_stops_the_run_and_is_not_kept(server, tmp_path, monkeypatch):
+    monkeypatch.setenv("RUBRICLAB_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(api, "_tokenizer", lambda name: Marking())
+    server.known = {"/v1/completions": echo}
+    e = Engine(open_backend(server.url, tokenizer="marking"), store := Store(tmp_path / "s.sqlite"))
+    assert e.score([Chat.user("letters", prefill=" Winner:")], [" A", " B"])[0].exact
+    kept = len(store)
+    server.known = {"/v1/completions": lambda body: error(404, "The model toy does not exist.")}
+    with pytest.raises(Unusable, match="doctor --engine"): e.score([Chat.user("other letters", prefill=" Winner:")], [" A", " B"])
+    assert len(store) == kept
 
 
 def test_a_forced_beginning_is_not_dropped(server):

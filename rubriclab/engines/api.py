@@ -134,7 +134,8 @@ def failure_of(status: int, # of HTTP
     said = f"{status}: {message_of(text)}"
     if status == 401: raise Unusable(f"the server refuses the key ({said}); {key}")
     if status == 429 and "insufficient_quota" in text: raise Unusable(f"the account has no credit left ({said}); what was answered is kept, so run it again when there is some")
-    if status == 404 and "messages" in body: raise Unusable(f"the server has no such model or address ({said})")
+    if status == 404 and body: raise Unusable(f"the server has no such model or address ({said}); if it has changed since, `rubriclab doctor --engine` looks anew")
+    if 300 <= status < 400 and body: raise Unusable(f"the server sends requests elsewhere ({said}), as a gateway does that wants a login; write the address at which it answers itself")
     if status == 400 and _OWN_TEMPERATURE.search(said): raise Unusable(f"the model samples at a temperature of its own alone ({said}); ask with temperature=1")
     if status in (408, 504): return Failure(reason="timeout", detail=said)
     if status in (402, 403, 409, 425, 429) or status >= 500 and status != 501: return Failure(reason="server_error", detail=said)

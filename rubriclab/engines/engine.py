@@ -286,15 +286,19 @@ def parse_spec(spec: str, # for example `hf:MODEL?adapter=DIR`
     if len(dict(pairs)) < len(pairs): raise ValueError(f"engine {spec!r} gives an option twice")
     return scheme, target, dict(pairs)
 
-@lru_cache(maxsize=None)
-def _backend(spec: str) -> Backend:
-    "One backend a name and process: a model is loaded once."
+def _opened(spec: str) -> Backend:
     scheme, target, options = parse_spec(spec)
     module = importlib.import_module(SCHEMES[scheme])
     known = inspect.signature(module.open_backend).parameters
     if not any(p.kind is p.VAR_KEYWORD for p in known.values()) and (unknown := sorted(set(options) - set(known))):
         raise ValueError(f"engine {spec.partition('?')[0]!r} has no option {unknown[0]!r}; it knows {', '.join(list(known)[1:]) or 'none'}")
     return module.open_backend(target, **options)
+
+_kept, _opening = lru_cache(maxsize=None)(_opened), threading.RLock() # a plan opens an engine while it is opened
+
+def _backend(spec: str) -> Backend:
+    "One backend a name and process: a model is loaded once, also where two threads ask at the same time."
+    with _opening: return _kept(spec)
 
 def engine(spec: "str | Engine | None" = None, # a name, an engine, or None for the setting `engine`
            store: Store | bool = True, # True is the store in `cache_dir`, False is none
@@ -309,7 +313,7 @@ def engine(spec: "str | Engine | None" = None, # a name, an engine, or None for 
 
 def own_engine(spec: str) -> Engine:
     "An engine whose model is not kept for the process, and goes when it goes; without a store."
-    return Engine(_backend.__wrapped__(spec), None)
+    return Engine(_opened(spec), None)
 
 # %% ../../nbs/engines/00_engine.ipynb #c41d07be
 def _travels(e: Engine) -> tuple[Any, ...]: # as `__reduce__` gives it

@@ -28,9 +28,11 @@ def _loop_of(pid: int) -> asyncio.AbstractEventLoop: # a thread does not survive
     threading.Thread(target=loop.run_forever, name="rubriclab-api", daemon=True).start()
     return loop
 
+_making = threading.Lock() # lru_cache would let two threads make a loop each
+
 def background() -> asyncio.AbstractEventLoop:
     "The event loop of this process's requests."
-    return _loop_of(os.getpid())
+    with _making: return _loop_of(os.getpid())
 
 def as_they_come(work: Callable[[Callable[[Any], None]], Coroutine[Any, Any, None]], # is given a function that hands out a result
                 ) -> Iterator[Any]: # what was handed out

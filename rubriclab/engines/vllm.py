@@ -15,7 +15,7 @@ from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any, NamedTuple
 from pydantic import JsonValue
-from ..core.types import Chat, Completion, Died, Failure, Scores, Usage
+from ..core.types import Chat, Completion, Died, Failure, Scores, Unusable, Usage
 from .api import MOST_READS, check_choices, reads_of, scores_of
 from .engine import FeatureRequest, Request, ScoreRequest, Work, choices_in
 from .fit import WORK, Shape, longest, share_of, weight_bytes
@@ -85,12 +85,15 @@ def deaf() -> Iterator[None]:
     try: yield
     finally: signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
+_starting = threading.Lock()
+
 @contextmanager
 def in_turn(gpus: Sequence[str]) -> Iterator[None]:
     "One start at a time on a GPU: vLLM measures there what is left while it starts, and would count the memory of another that does so too."
-    from fcntl import LOCK_EX, flock # not on Windows, nor is vLLM
+    from fcntl import LOCK_EX, lockf # not on Windows, nor is vLLM; flock's lock would live on in the process that vLLM forks
     with ExitStack() as held:
-        for name in sorted(gpus): flock(held.enter_context(open(Path(tempfile.gettempdir(), f"rubriclab-{os.getuid()}-gpu-{name}.lock"), "w")), LOCK_EX)
+        if gpus: held.enter_context(_starting) # lockf's is the process's, and keeps no thread of it out
+        for name in sorted(gpus): lockf(held.enter_context(open(Path(tempfile.gettempdir(), f"rubriclab-{os.getuid()}-gpu-{name}.lock"), "w")), LOCK_EX)
         yield
 
 def visible_gpus() -> list[str]: # none on a CPU
@@ -119,7 +122,7 @@ class Runner:
                 vllm = quiet_vllm()
                 try:
                     with in_turn(visible_gpus()), deaf(): self.llm = vllm.LLM(self.path, **self.arguments, **lora)
-                except RuntimeError as e: raise RuntimeError(f"vLLM did not start: {e} Its own messages say why (on Ray they are in the worker's log, below /tmp/ray/session_latest/logs); if memory is short set memory or max_len") from e
+                except RuntimeError as e: raise Unusable(f"vLLM did not start: {e} Its own messages say why (on Ray they are in the worker's log, below /tmp/ray/session_latest/logs); if memory is short set memory or max_len") from e
                 atexit.register(self.stop)
             self.users.add(id(user))
             return self.llm
