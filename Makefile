@@ -12,27 +12,36 @@ PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-c
 export TOKENIZERS_PARALLELISM = false
 
 # Tests keep their store and model in the checkout, so that no test is answered from an older run.
-test nbdev-test pytest smoke: export RUBRICLAB_CACHE_DIR := $(or $(RUBRICLAB_CACHE_DIR),$(CURDIR)/.cache)
+test model nbdev-test pytest smoke: export RUBRICLAB_CACHE_DIR := $(or $(RUBRICLAB_CACHE_DIR),$(CURDIR)/.cache)
 
-.PHONY: run test docs lab check-notebooks nbdev-test pytest smoke links clean
+.PHONY: run test prepare model vllm-env docs lab check-notebooks nbdev-test pytest smoke links clean
 
 run: $(VENV)/.run
 	$(BIN)/python -m rubriclab.engines.bundled
 	$(BIN)/rubriclab run openrubrics --recipe $(RECIPE)
 
-test: check-notebooks nbdev-test pytest smoke links
+test:
+	@$(MAKE) --no-print-directory --jobs=2 prepare
+	@$(MAKE) --no-print-directory check-notebooks nbdev-test pytest smoke
 	@echo "make test: all five parts passed"
+
+# What takes one core each, two at a time: the environments, the model, and the site with its links
+prepare: vllm-env model links
+
+model: $(VENV)/.dev
+	$(BIN)/python -m rubriclab.engines.bundled
+
+vllm-env:
+	$(PYTHON) tests/vllm_env.py
 
 check-notebooks: $(VENV)/.dev
 	$(BIN)/python tests/check_notebooks.py
 
-nbdev-test: $(VENV)/.dev
-	$(BIN)/python -m rubriclab.engines.bundled
-	$(BIN)/python tests/run_module_notebooks.py
+nbdev-test: model
+	OMP_NUM_THREADS=1 $(BIN)/python tests/run_module_notebooks.py
 
-pytest: $(VENV)/.dev
-	$(BIN)/python tests/vllm_env.py
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+pytest: $(VENV)/.dev vllm-env
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 smoke: $(VENV)/.dev
 	$(BIN)/python tests/run_experiments.py
@@ -41,7 +50,7 @@ docs: $(VENV)/.dev
 	$(BIN)/smalldocs render --quiet .
 	@echo "the site is in _site/index.html"
 
-links: docs
+links: $(VENV)/.dev
 	$(BIN)/smalldocs check .
 
 lab: $(VENV)/.run

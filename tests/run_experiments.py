@@ -34,7 +34,7 @@ def main() -> int:
     from rubriclab.lab.run import experiments
     with tempfile.TemporaryDirectory() as d:
         with ThreadPoolExecutor(2) as pool:
-            jobs = {n: pool.submit(smoke, n, Path(d)) for n in reversed(experiments())} | {p.stem: pool.submit(tutorial, p, Path(d)) for p in tutorials} # the longest is the last
+            jobs = {p.stem: pool.submit(tutorial, p, Path(d)) for p in tutorials} | {n: pool.submit(smoke, n, Path(d)) for n in reversed(experiments())} # the longest are tutorials and the last experiments
             errors = {n: e for n, job in jobs.items() if (e := job.result())}
     for n, e in errors.items(): print(f"{n} failed: {e}")
     print(f"{len(experiments())} experiments and {len(tutorials)} tutorials, {len(errors)} failed")
