@@ -6,7 +6,7 @@ import psutil, pytest
 from conftest import COMMAND, command
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
-from waiting import waiting
+from waiting import answered, waiting
 
 ray = pytest.importorskip("ray", reason="needs the extra: pip install 'rubriclab[ray]'")
 from rubriclab.core.types import Usage
@@ -41,11 +41,25 @@ def test_a_deadline_only_comes_nearer():
     assert first >= second >= third and third - begun < 0.1
 
 
-def test_a_prompt_folder_is_the_same_for_all_workers(tmp_path, monkeypatch):
+def test_folders_are_the_same_for_all_workers(tmp_path, monkeypatch):
     (tmp_path / "mine").mkdir()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("RUBRICLAB_PROMPTS_DIR", "mine")
-    assert cluster.environment()["RUBRICLAB_PROMPTS_DIR"] == str(tmp_path / "mine")
+    monkeypatch.setenv("RUBRICLAB_CACHE_DIR", "kept")
+    assert [cluster.environment()[f"RUBRICLAB_{k}_DIR"] for k in ("PROMPTS", "CACHE")] == [str(tmp_path / "mine"), str(tmp_path / "kept")]
+    monkeypatch.setenv("RUBRICLAB_CACHE_DIR", "~/kept")
+    assert cluster.environment()["RUBRICLAB_CACHE_DIR"] == "~/kept" # each machine's own home
+    assert cluster.on_all("vllm:a/b?adapter=mine&max_len=9") == f"vllm:a/b?adapter={tmp_path / 'mine'}&max_len=9"
+
+
+@pytest.mark.parametrize("spec, gpus, wrong", [("hf:a/b", 0, True), ("vllm:a/b", 0, True), ("hf:a/b?device=cpu", 0, False), ("api:m@http://127.0.0.1:1", 0, False), ("hf:a/b", 0.5, False)])
+def test_workers_that_are_promised_no_gpu_do_not_share_the_first(monkeypatch, spec, gpus, wrong):
+    ray = pytest.importorskip("ray")
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 8, "GPU": 8}}])
+    if not wrong: return cluster._check_gpus(spec, gpus)
+    with pytest.raises(ValueError, match="give --gpus 1"): cluster._check_gpus(spec, gpus)
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 8}}])
+    cluster._check_gpus(spec, gpus)
 
 
 @pytest.fixture(scope="module")
@@ -128,9 +142,11 @@ def test_a_killed_worker_loses_nothing(files, tmp_path):
             killed = _kill_a_worker(run, tmp_path / "b/store.sqlite", 30)
             said, wrong = run.communicate(timeout=240)
         finally: run.kill()
+        assert 180 <= answered(port) <= 180 + 4 # all, and again no more than what the killed worker had under way
         here = command("judge", files / "pairs.jsonl", tmp_path / "here.jsonl", *how, RUBRICLAB_CACHE_DIR=str(tmp_path / "a"))
     assert run.returncode == 0 and here.returncode == 0 and 30 <= killed < 180, (killed, wrong[-2000:])
     assert there.read_text() == (tmp_path / "here.jsonl").read_text() and "90 records, 0 failed" in said
+    assert {v["winner"] for line in open(there) for v in json.loads(line)["verdicts"]} == {"chosen", "rejected"} # so that one reply in the place of another shows
 
 
 def _children(pid):
@@ -155,6 +171,18 @@ def _kill_a_worker(run, store, after): # once so many calls are kept; how many w
     return 0
 
 
+def _kill_who_holds_vllm(run): # as soon as vLLM runs in a worker; vLLM's process
+    end = time.time() + 300
+    while time.time() < end and run.poll() is None:
+        for p in _children(run.pid):
+            if _name(p).startswith("VLLM::Engine"):
+                time.sleep(1.0)
+                p.parent().kill()
+                return p
+        time.sleep(0.1)
+    return None
+
+
 ON_A_GPU = """
 import ray, sys
 ray.init("local", num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False) # Ray counts a GPU; nothing looks for it
@@ -175,9 +203,14 @@ def test_vllm_inside_of_a_worker_that_has_a_part_of_a_gpu(files, tmp_path):
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / "models").symlink_to(fetch().parent) # vLLM's environment has nothing that could unpack them
     spec = "vllm:smollm2?dtype=float32&max_len=2048&memory=0.25"
-    done = subprocess.run([python, "-c", ON_A_GPU, "judge", tmp_path / "pairs.jsonl", tmp_path / "out.jsonl", "-e", spec, "--method", "direct", "--ray", "local", "--workers", "1", "--gpus", "0.5"],
-                          capture_output=True, text=True, timeout=600, env={**os.environ, "RUBRICLAB_CACHE_DIR": str(tmp_path / "cache"), "RAY_AUTH_MODE": "disabled"})
-    assert done.returncode == 0, done.stderr[-3000:]
+    run = subprocess.Popen([python, "-c", ON_A_GPU, "judge", tmp_path / "pairs.jsonl", tmp_path / "out.jsonl", "-e", spec, "--method", "direct", "--ray", "local", "--workers", "1", "--gpus", "0.5"],
+                           stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "RUBRICLAB_CACHE_DIR": str(tmp_path / "cache"), "RAY_AUTH_MODE": "disabled", "RAY_process_group_cleanup_enabled": "1"})
+    try:
+        lost = _kill_who_holds_vllm(run)
+        said, wrong = run.communicate(timeout=600)
+    finally: run.kill()
+    assert run.returncode == 0, wrong[-3000:]
+    assert lost is not None and not lost.is_running() # its memory came back before another vLLM took its place
     there = [json.loads(line) for line in open(tmp_path / "out.jsonl")]
     here = judge(list(read_pairs(tmp_path / "pairs.jsonl")), engine("smollm2?dtype=float32", store=False), method="direct")
     assert len(there) == 6 and {v["engine"] for r in there for v in r["verdicts"]} == {"vllm:smollm2"}

@@ -58,7 +58,7 @@ def test_the_job_for_kubernetes():
     with pytest.raises(click.NoSuchOption): parsed(spec["entrypoint"] + " --worker 2")
 
 
-STUBS = {"scontrol": "echo node1; echo node2", "sleep": ":", "hostname": "echo 10.0.0.1 10.0.0.2", "ray": 'echo "ray $*" >> "$LOG"', "rubriclab": 'echo "rubriclab $*" >> "$LOG"',
+STUBS = {"scontrol": "echo node1; echo node2", "sleep": ":", "python": 'echo "${ALIVE:-2}"', "hostname": "echo 10.0.0.1 10.0.0.2", "ray": 'echo "ray $*" >> "$LOG"', "rubriclab": 'echo "rubriclab $*" >> "$LOG"',
          "srun": 'echo "srun with ${SRUN_CPUS_PER_TASK:?} cores" >> "$LOG"; while [[ "$1" == --* ]]; do shift; done; exec "$@"'} # runs here what it is given
 
 
@@ -66,7 +66,7 @@ def test_the_script_for_slurm(tmp_path):
     for name, body in STUBS.items():
         (tmp_path / name).write_text(f"#!/usr/bin/env bash\n{body}\n")
         (tmp_path / name).chmod(0o755)
-    env = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "LOG": str(tmp_path / "log"), "SLURM_JOB_NODELIST": "node[1-2]", "SLURM_JOB_NUM_NODES": "2", "SLURM_GPUS_ON_NODE": "4", "SLURM_CPUS_PER_TASK": "32"}
+    env = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "LOG": str(tmp_path / "log"), "SLURM_JOB_NODELIST": "node[1-2]", "SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_ID": "7", "SLURM_GPUS_ON_NODE": "4", "SLURM_CPUS_PER_TASK": "32"}
     run = lambda *args: subprocess.run(["bash", DEPLOY / "slurm-ray.sh", *args], env=env, capture_output=True, text=True, timeout=60)
     assert run().returncode == 2 and "usage" in run().stderr
     done = run("judge", "pairs.jsonl", "judged.jsonl", "--engine", "vllm:Qwen/Qwen3-8B")
@@ -78,3 +78,5 @@ def test_the_script_for_slurm(tmp_path):
     command, = (line for line in log if line.startswith("rubriclab"))
     ctx = parsed(command)
     assert (ctx.meta["ray"], ctx.meta["workers"], ctx.meta["gpus"]) == ("10.0.0.1:6379", (8, 8), 1)
+    env |= {"ALIVE": "1", "LOG": str(tmp_path / "log of a node that is missing")}
+    assert (done := run("judge", "pairs.jsonl", "judged.jsonl")).returncode == 1 and "1 of 2 nodes" in done.stderr and "rubriclab" not in Path(env["LOG"]).read_text()

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Read', 'Step', 'BESIDE', 'as_preferences', 'preferences_row', 'read_preferences', 'Checked', 'Batch', 'Task',
-           'Runner', 'Here', 'stream', 'rubric_line', 'crg_step', 'crg_file', 'judgment_line', 'judge_step',
+           'Runner', 'twice', 'Here', 'stream', 'rubric_line', 'crg_step', 'crg_file', 'judgment_line', 'judge_step',
            'judge_file', 'Panel', 'gradable', 'backwards', 'grade_step', 'grade_file', 'c2_step', 'c2_file', 'c2_plan',
            'verify_step', 'verify_file', 'written_line', 'rubricrag_step', 'rubricrag_file']
 
@@ -15,7 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 from ..core.settings import settings as lab_settings
-from ..core.types import Failure, Grade, Item, Judgment, Message, Pair, Ranking, Value
+from ..core.types import Died, Failure, Grade, Item, Judgment, Message, Pair, Ranking, Value
 from ..data.items import item_row, items_at
 from ..data.records import RecordError, Where, as_pair, read_rows, records_at, row_of
 from ..engines.engine import Engine, Tally
@@ -115,12 +115,17 @@ class Runner(Protocol):
     def run(self, task: Task, blocks: Iterator[tuple[int, list[Any]]]) -> Iterator[list[dict[str, Any]]]: ...
     def block(self, records: int) -> int: ...
 
+def twice(step: Step, items: list[Any], first: int) -> list[dict[str, Any]]:
+    "Lines of a block; once more where an engine's process has ended under it, as what was answered is in the store."
+    try: return step(items, first)
+    except Died: return step(items, first)
+
 class Here:
     "In this process."
     def block(self, records: int) -> int: return 256
     def run(self, task: Task, blocks: Iterator[tuple[int, list[Any]]]) -> Iterator[list[dict[str, Any]]]:
         step = task.step()
-        for first, items in blocks: yield step(items, first)
+        for first, items in blocks: yield twice(step, items, first)
 
 # %% ../../nbs/lab/02_batch.ipynb #e73a3203
 def stream(source: str | Path, # records

@@ -20,8 +20,8 @@ class _Group(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try: return super().invoke(ctx)
         except (ValueError, FileNotFoundError, ImportError, RuntimeError) as e:
-            from rubriclab.core.types import Unusable # here, so that `--help` stays quick
-            if isinstance(e, RuntimeError) and not isinstance(e, Unusable): raise
+            from rubriclab.core.types import Died, Unusable # here, so that `--help` stays quick
+            if isinstance(e, RuntimeError) and not isinstance(e, (Died, Unusable)): raise
             click.echo(f"rubriclab: {' '.join(str(e).split())}", err=True)
             sys.exit(2)
 
@@ -47,7 +47,8 @@ def _noted(ctx: click.Context, param: click.Parameter, value: Any) -> None: ctx.
 
 _ray = shared(click.option("--ray", metavar="ADDRESS", expose_value=False, callback=_noted, help="Do it on Ray: `local`, `auto` for the cluster of this machine, or an address."),
               click.option("--workers", default="1", show_default=True, metavar="N or LEAST:MOST", expose_value=False, callback=_noted, help="With --ray: processes, each with its own engines."),
-              click.option("--gpus", type=click.FloatRange(0), default=0.0, show_default=True, expose_value=False, callback=_noted, help="With --ray: GPUs of a worker; a part of one is allowed."))
+              click.option("--gpus", type=click.FloatRange(0), default=0.0, show_default=True, expose_value=False, callback=_noted, help="With --ray: GPUs of a worker; a part of one is allowed."),
+              click.option("--cpus", type=click.FloatRange(0), default=1.0, show_default=True, expose_value=False, callback=_noted, help="With --ray: cores of a worker, which computes with as many threads."))
 _gpu = click.option("--gpu", expose_value=False, callback=_noted, help="With --plan: on which GPU (see engines.gpus); a100 where an engine's speed on two cores is not known.")
 _batch = shared(_ray, _gpu, click.argument("source", metavar="IN"), click.argument("out", metavar="OUT", type=click.Path(path_type=Path)),
                 click.option("--seed", type=int, help="Seed of sampling and of random orders."),
@@ -64,7 +65,7 @@ def _runner(store: bool = True) -> Any: # of `lab.batch`
         return Here()
     if "cluster" not in meta:
         from rubriclab.lab.cluster import Cluster
-        meta["cluster"] = Cluster(meta["ray"], meta["workers"], meta["gpus"], store=store)
+        meta["cluster"] = Cluster(meta["ray"], meta["workers"], meta["gpus"], meta["cpus"], store=store)
     return meta["cluster"]
 
 def _here(planned: bool) -> Any:
@@ -367,7 +368,7 @@ def rubricrag(source: str, out: Path, seed: int | None, keep_going: bool, no_sto
     bench = _rag_bench(folder, how["method"], None if strategy in WITHOUT_MODEL else make(generator), None if judge == "none" else make(judge), matcher, make)._replace(expected=expected)
     roles = [(r, e) for r, e in (("generator", bench.writer), ("judge", bench.judge), ("matcher", bench.matching)) if e]
     done: list[Any] = []
-    _finish(lambda path: done.extend(rubricrag_file(source, path, arm, bench, keep_going, _here(planned), partial(_bench_elsewhere, folder, how["method"], matcher, expected))) or done[0], out, planned, roles)
+    _finish(lambda path: done.extend(rubricrag_file(source, path, arm, bench, keep_going, _here(planned), partial(_bench_elsewhere, folder and folder.absolute(), how["method"], matcher, expected))) or done[0], out, planned, roles)
     if not planned and done[1]: click.echo("\n" + rag_text(summarize_rag(done[1])))
 
 def _bench_elsewhere(folder: Path | None, method: str | None, matcher: str, expected: bool, writer: Any = None, judge: Any = None, matching: Any = None) -> Any:
