@@ -465,7 +465,7 @@ def _by_probability(pairs: Sequence[tuple[str, Cell, Cell]], names: Sequence[str
         at = [(x.p, y.p) for _, x, y in pairs if (x.label == y.label) == same]
         if at: ax.scatter(*zip(*at), s=32, label=f"{'same label' if same else 'labels differ'} ({len(at):,})", **style)
     ax.plot([0, 1], [0, 1], color="0.5", ls="--", lw=1)
-    ax.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), xlabel=f"p of {names[0]}", ylabel=f"p of {names[1]}")
+    ax.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), xlabel=f"probability of met, {names[0]}", ylabel=f"probability of met, {names[1]}")
     _legend_below(ax)
     return _close(fig)
 
