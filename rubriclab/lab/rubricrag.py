@@ -367,7 +367,7 @@ def plot_nearness(rows: Iterable[Mapping[str, Any]], # of one data set
         parts = [p for p in np.array_split(np.arange(len(x)), bins) if len(p) > 1]
         ci = [stats.cluster_bootstrap(list(y[p])) for p in parts]
         ax.errorbar([x[p].mean() for p in parts], [c.estimate for c in ci], yerr=[[c.estimate - c.low for c in ci], [c.high - c.estimate for c in ci]], fmt=f"{mark}-", color=shade, capsize=3, label=arm, mec="black")
-    ax.set(xlabel="cosine of the prompt with its nearest neighbor", ylabel="F1 with the human rubric", ylim=(0, None))
+    ax.set(xlabel="cosine of the prompt with the nearest of the neighbors that were used", ylabel="F1 with the human rubric, means with 95% intervals", ylim=(0, None))
     if ax.get_legend_handles_labels()[0]: ax.legend(frameon=False)
     return _close(fig)
 
@@ -376,12 +376,13 @@ def plot_parting(summary: Sequence[Mapping[str, Any]], # with `use`
                  use: str = "good over bad", # measure of use
                 ) -> "Figure":
     "Similarity against use, an arm a point, with both intervals; the human rubric's own use as a line."
-    fig, ax = _axes(7, 4.8, title)
+    fig, ax = _axes(8.5, 4.8, title)
     some = [s for s in summary if s["use"] and s["use"][use]["value"] is not None]
-    for n, s in enumerate(x for x in some if x["arm"] != "human"):
+    for n, s in enumerate((x for x in some if x["arm"] != "human"), 1):
         u = s["use"][use]
         ax.errorbar(s["f1"], u["value"], xerr=[[s["f1"] - s["low"]], [s["high"] - s["f1"]]], yerr=[[u["value"] - u["low"]], [u["high"] - u["value"]]], fmt="o", color="black", ecolor="0.7", capsize=2)
-        ax.annotate(s["arm"], (s["f1"], u["value"]), xytext=(5, 5 if n % 2 else -11), textcoords="offset points", fontsize=8)
+        ax.annotate(str(n), (s["f1"], u["value"]), xytext=(4, 3 if n % 2 else -10), textcoords="offset points", fontsize=8) # names would cover each other
+        ax.text(1.02, 1 - 0.055 * n, f"{n}  {s['arm']} (n={s['n']})", transform=ax.transAxes, fontsize=8)
     for s in some:
         if s["arm"] == "human": ax.axhline(s["use"][use]["value"], color="0.4", ls="--", lw=1)
     ax.set(xlabel="F1 with the human rubric, 95% interval", ylabel=f"{use}, 95% interval")
