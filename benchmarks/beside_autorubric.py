@@ -12,6 +12,7 @@ import asyncio, json, math, os, random, re, statistics, subprocess, sys, tempfil
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
+from bars import holds, leave
 
 ROOT = Path(__file__).resolve().parents[1]
 PEER = ROOT / ".venv-autorubric"
@@ -142,7 +143,8 @@ def main(quick):
             for name in rng.sample(list(sides), len(sides)):
                 found[name].append(measured(url, sides[name]))
                 print(f"{name}: {found[name][-1]['seconds']:.1f} s, {sum(found[name][-1]['failed'])} without a label", file=sys.stderr, flush=True) # a round takes long
-    report(found, len(rows), rounds)
+    met = report(found, len(rows), rounds)
+    if not quick: leave(met)
 
 
 def labeled(r): return len(r["failed"]) * len(CRITERIA) - sum(r["failed"]) # criteria
@@ -154,12 +156,13 @@ def scores(r): return [x for x, lost in zip(r["scores"], r["failed"]) if x is no
 def said(found): return f"{statistics.fmean(found):.3f} (n={len(found)})" if found else "none"
 
 
-def ratio(ours, theirs): # round by round: median, least and most
-    each = [a / b if b else math.inf for a, b in zip(ours, theirs)]
-    return f"{statistics.median(each):.2f}, {min(each):.2f} to {max(each):.2f}"
+def ratios(ours, theirs): return [a / b if b else math.inf for a, b in zip(ours, theirs)] # round by round
 
 
-def report(found, n, rounds):
+def spread(each): return f"{statistics.median(each):.2f}, {min(each):.2f} to {max(each):.2f}"
+
+
+def report(found, n, rounds): # which bars are met
     middle = lambda name, of: statistics.median(map(of, found[name]))
     answers, criteria = lambda r: len(scores(r)) / r["seconds"], lambda r: labeled(r) / r["seconds"]
     print(f"{n} answers, {len(CRITERIA)} criteria, {rounds} rounds; medians\n{'':<28} {'seconds':>8} {'graded':>7} {'graded a second':>16} {'labeled':>8} {'failed':>7} {'labeled a second':>17} {'score':>14} {'tokens read':>12} {'written':>8}")
@@ -168,11 +171,15 @@ def report(found, n, rounds):
         print(f"{name:<28} {middle(name, lambda r: r['seconds']):>8.1f} {graded} {middle(name, lambda r: r['read']):>12,.0f} {middle(name, lambda r: r['written']):>8,.0f}")
     quickest = lambda who: max((f"{who} per criterion", f"{who} per item"), key=lambda name: middle(name, answers))
     mine, better = quickest("ours written,"), quickest("autorubric")
-    for text, a, b in ((f"{mine} over {better} (bar 1)", mine, better), ("log-probabilities over autorubric per criterion (bar 5)", "ours, log-probabilities", "autorubric per criterion")):
-        by = lambda of: ratio(map(of, found[a]), map(of, found[b]))
-        print(f"{text}: {by(answers)} in graded answers a second; {by(criteria)} in labeled criteria a second")
+    bars = []
+    for text, a, b, bar in ((f"{mine} over {better}", mine, better, 1.0), ("log-probabilities over autorubric per criterion", "ours, log-probabilities", "autorubric per criterion", 5.0)):
+        by = lambda of: ratios(map(of, found[a]), map(of, found[b]))
+        print(f"{text}: {spread(by(answers))} in graded answers a second; {spread(by(criteria))} in labeled criteria a second")
+        bars.append((text, by(answers), bar))
     seconds = lambda name: [r["seconds"] for r in found[name]]
-    print(f"our written requests over the bare client (bar .9): {ratio(seconds('bare client, our requests'), seconds('ours written, per criterion'))} in requests a second")
+    bars.append((text := "our written requests over the bare client", ratios(seconds("bare client, our requests"), seconds("ours written, per criterion")), 0.9))
+    print(f"{text}: {spread(bars[-1][1])} in requests a second")
+    return [holds(text, statistics.median(each), least=bar) for text, each, bar in bars]
 
 
 if __name__ == "__main__": peer_main() if "--peer" in sys.argv else main("--quick" in sys.argv)

@@ -8,6 +8,7 @@ Ray and its workers takes some seconds, whatever comes after. Bars: 2 and 4 work
 """
 import os, statistics, subprocess, sys, tempfile, time
 from pathlib import Path
+from bars import holds, leave
 from waiting import waiting
 
 SECONDS, AT_ONCE = 0.5, 8
@@ -37,6 +38,8 @@ def main(quick: bool) -> None:
     with waiting(SECONDS) as port: rounds = [{w: rate(w, 160 * w if quick else 400 * w, port) for w in (1, 2, 4)} for _ in range(1 if quick else 3)]
     print(f"{'workers':>7}{'calls a second':>16}{'times one worker':>18}")
     for w in (1, 2, 4): print(f"{w:>7}{statistics.median(r[w] for r in rounds):>16.1f}{statistics.median(r[w] / r[1] for r in rounds):>18.2f}")
+    met = [holds(f"{w} workers, times one", statistics.median(r[w] / r[1] for r in rounds), least=bar) for w, bar in ((2, 1.8), (4, 3.4))]
+    if not quick: leave(met)
 
 
 if __name__ == "__main__": main("--quick" in sys.argv)

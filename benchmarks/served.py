@@ -10,6 +10,7 @@ client's process, all of it: prompts, keys, connections, replies, with and witho
 import json, resource, statistics, subprocess, sys, tempfile, time
 from pathlib import Path
 from typing import NamedTuple
+from bars import holds, leave
 from waiting import waiting
 
 ROOM, SECONDS = 256, 1.0
@@ -53,12 +54,17 @@ def measure(form: Form, kind: str, n: int, bound: int, stored: bool) -> dict[str
 
 
 def main(form: Form) -> None:
-    n, room = form.requests, form.room
+    n, room, met, grown = form.requests, form.room, [], {}
     print(f"{'server':<8}{'store':<7}{'requests':>9}{'of the ideal time':>19}{'CPU ms a request':>18}{'MiB more':>10}{'refused':>9}")
     for kind, bound, stored, count in (("queue", room, False, n), ("queue", room, True, n), ("queue", room, True, n // 4), ("refuse", 8 * room, False, n)):
         found = [measure(form, kind, count, bound, stored) for _ in range(form.runs)]
         middle = {k: statistics.median(f[k] for f in found) for k in found[0]}
         print(f"{kind:<8}{'yes' if stored else 'no':<7}{count:>9,}{middle['ratio']:>19.3f}{middle['cpu_ms']:>18.3f}{middle['mib']:>10.0f}{middle['refused']:>9,.0f}", flush=True)
+        if form in FORMS.values(): continue # too small for its bars
+        met += [holds(f"{kind}, of the ideal time", middle["ratio"], most=1.15 if kind == "queue" else 1.5), holds("CPU ms a request", middle["cpu_ms"], most=1.0)]
+        if stored: grown[count] = middle["mib"]
+    if grown: met.append(holds("KiB more for each further request", 1024 * (grown[n] - grown[n // 4]) / (n - n // 4), most=1.0))
+    leave(met)
 
 
 if __name__ == "__main__":

@@ -3,10 +3,13 @@
     .venv-vllm/bin/python benchmarks/vllm_engine.py            three rounds (make the environment with: python tests/vllm_env.py)
     .venv-vllm/bin/python benchmarks/vllm_engine.py --quick    one round of a quarter of the size
 
-`generate` beside `LLM.chat`, `score` beside one-token reads of the same texts, in random order, the prefix cache emptied before each. `grade`: twelve criteria on one answer; tokens computed by vLLM's own counters over unique
+`generate` beside `LLM.chat`, `score` beside one-token reads of the same texts, with and without a store of finished calls, in random order, the prefix cache emptied before each. `grade`: twelve criteria on one answer; tokens computed by vLLM's own counters over unique
 ones, where a beginning that prompts share counts in whole blocks. Bars: .95, .9 and 1.1.
 """
-import random, statistics, sys, time
+import random, statistics, sys, tempfile, time
+from itertools import count
+from pathlib import Path
+from bars import holds, leave
 
 WORDS = "tide moon harbor letter window garden engine winter copper valley signal paper river candle market bridge meadow thunder violet anchor reason method figure measure".split()
 
@@ -21,22 +24,28 @@ def timed(sides, rng, reset): # seconds by name
     return took
 
 
-def generating(backend, e, rng, n):
+def kept(backend, folder, numbers=count()): # an engine with a store that is empty
+    from rubriclab.core.store import Store
+    from rubriclab.engines.engine import Engine
+    return Engine(backend, Store(Path(folder, f"{next(numbers)}.sqlite")), progress=False)
+
+
+def generating(backend, e, rng, n, folder):
     from vllm import SamplingParams
     from rubriclab.core.types import Chat
     chats = [Chat.user("Write about " + " ".join(rng.choices(WORDS, k=40)) + ".") for _ in range(n)]
     bare = lambda: backend.llm().chat([[m.model_dump() for m in c.messages] for c in chats], SamplingParams(temperature=0.0, max_tokens=48), use_tqdm=False)
-    return {"bare": bare, "ours": lambda: e.generate(chats, max_tokens=48)}
+    return {"bare": bare, "ours": lambda: e.generate(chats, max_tokens=48), "ours, stored": lambda: kept(backend, folder).generate(chats, max_tokens=48)}
 
 
-def scoring(backend, e, rng, n):
+def scoring(backend, e, rng, n, folder):
     from vllm import SamplingParams
     from rubriclab.core.types import Chat
     chats = [Chat.user("Which is better? " + " ".join(rng.choices(WORDS, k=120)), prefill="Winner: Response") for _ in range(n)]
     texts = [backend.prompt(c)[0] for c in chats]
     ids = [backend.tokenizer(x, add_special_tokens=False)["input_ids"][-1] for x in (" A", " B")]
     bare = lambda: backend.llm().generate(texts, SamplingParams(temperature=0.0, max_tokens=1, logprob_token_ids=ids, detokenize=False), use_tqdm=False)
-    return {"bare": bare, "ours": lambda: e.score(chats, [" A", " B"])}
+    return {"bare": bare, "ours": lambda: e.score(chats, [" A", " B"]), "ours, stored": lambda: kept(backend, folder).score(chats, [" A", " B"])}
 
 
 def unique_in_blocks(prompts, block):
@@ -66,14 +75,19 @@ def main(quick):
     from rubriclab.engines.vllm import open_backend
     backend, rng = open_backend("smollm2", dtype="float32"), random.Random(0)
     e, reset, n, rounds = Engine(backend, progress=False), lambda: backend.llm().reset_prefix_cache(), 32 if quick else 128, 1 if quick else 3
-    for sides in (generating(backend, e, rng, 8), scoring(backend, e, rng, 8)): timed(sides, rng, reset) # warm
+    met, folder = [], tempfile.TemporaryDirectory()
+    for sides in (generating(backend, e, rng, 8, folder.name), scoring(backend, e, rng, 8, folder.name)): timed(sides, rng, reset) # warm
     for name, make, bar in (("generate", generating, 0.95), ("score", scoring, 0.9)):
-        took = [timed(make(backend, e, rng, n), rng, reset) for _ in range(rounds)]
-        ratios = [t["bare"] / t["ours"] for t in took]
-        print(f"{name:<9} {n} requests: {statistics.median(ratios):.3f} of bare, {min(ratios):.3f} to {max(ratios):.3f} in {rounds} rounds (bar {bar}); bare {statistics.median(n / t['bare'] for t in took):.1f} a second", flush=True)
+        took = [timed(make(backend, e, rng, n, folder.name), rng, reset) for _ in range(rounds)]
+        for side in ("ours", "ours, stored"):
+            ratios = [t["bare"] / t[side] for t in took]
+            print(f"{name:<9} {n} requests, {side}: {statistics.median(ratios):.3f} of bare, {min(ratios):.3f} to {max(ratios):.3f} in {rounds} rounds; bare {statistics.median(n / t['bare'] for t in took):.1f} a second", flush=True)
+            met.append(holds(f"{name}, {side}, of bare", statistics.median(ratios), least=bar))
     found = [grading(backend, e, rng, n // 8, reset) for _ in range(rounds)]
     print(f"grade     {n // 8} answers, 12 criteria: computed over unique in blocks of {found[0][1]}: {statistics.median(f[0] for f in found):.3f} (bar 1.1); unique to the token over computed {statistics.median(f[2] for f in found):.3f}")
+    met.append(holds("computed over unique tokens", statistics.median(f[0] for f in found), most=1.1))
     backend.close()
+    if not quick: leave(met)
 
 
 if __name__ == "__main__": main("--quick" in sys.argv)
