@@ -2,12 +2,12 @@
 
     python benchmarks/waiting.py SECONDS ROOM    prints its port; beyond ROOM at once requests wait, or are refused with 429 where a third word is given
 """
-import asyncio, json, subprocess, sys, urllib.request
+import asyncio, json, subprocess, sys, urllib.request, zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 def reply(asked: bytes) -> dict: # by what the model is to read
-    letter = "AB"[sum(json.dumps(json.loads(asked)["messages"]).encode()) % 2]
+    letter = "AB"[zlib.crc32(json.dumps(json.loads(asked)["messages"]).encode()) % 2]
     return {"choices": [{"message": {"content": f"Winner: Response {letter}"}, "finish_reason": "stop"}], "usage": {"prompt_tokens": 200, "completion_tokens": 4}}
 
 

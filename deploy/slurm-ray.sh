@@ -21,15 +21,16 @@ nodes=($(scontrol show hostnames "$SLURM_JOB_NODELIST"))
 head="${nodes[0]}"
 address="$(srun --nodes=1 --ntasks=1 --nodelist="$head" hostname --ip-address | awk '{print $1}'):6379"
 
+why="$(mktemp)"
 COUNT='import ray, sys; ray.init(sys.argv[1], log_to_driver=False, logging_level="ERROR"); print(sum(n["Alive"] for n in ray.nodes()))'
 await() { # until so many nodes have joined; a job with fewer would be slow all its time
   local there
   for _ in $(seq 60); do
-    there="$(srun --overlap --nodes=1 --ntasks=1 --nodelist="$head" python -c "$COUNT" "$address" 2>/dev/null | tail -n 1)" || there=0
+    there="$(srun --overlap --nodes=1 --ntasks=1 --nodelist="$head" python -c "$COUNT" "$address" 2>"$why" | tail -n 1)" || there=0
     if [ "${there:-0}" -ge "$1" ]; then return; fi
     sleep 5
   done
-  echo "${there:-0} of $1 nodes joined Ray within some minutes; what kept the others away is in the output of their \`ray start\`" >&2
+  echo "${there:-0} of $1 nodes joined Ray within some minutes; what kept the others away is in the output of their \`ray start\`, and who counts them last said: $(tail -n 1 "$why")" >&2
   exit 1
 }
 

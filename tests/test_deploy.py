@@ -52,13 +52,14 @@ def test_the_job_for_kubernetes():
     for p in (pod(cluster["headGroupSpec"]), pod(group)): # every mount has its volume
         assert {m["name"] for c in p["containers"] for m in c.get("volumeMounts", [])} == {v["name"] for v in p["volumes"]}
     worker, = pod(group)["containers"]
+    assert all({"name": "RAY_process_group_cleanup_enabled", "value": "1"} in c["env"] for p in (pod(cluster["headGroupSpec"]), pod(group)) for c in p["containers"])
     assert worker["resources"]["limits"]["nvidia.com/gpu"] == ctx.meta["gpus"] == 1
     cache, = (e["value"] for e in pod(cluster["headGroupSpec"])["containers"][0]["env"] if e["name"] == "RUBRICLAB_CACHE_DIR")
     assert any(cache.startswith(m["mountPath"]) for m in pod(cluster["headGroupSpec"])["containers"][0]["volumeMounts"]) # the store outlives the pod
     with pytest.raises(click.NoSuchOption): parsed(spec["entrypoint"] + " --worker 2")
 
 
-STUBS = {"scontrol": "echo node1; echo node2", "sleep": ":", "python": 'echo "${ALIVE:-2}"', "hostname": "echo 10.0.0.1 10.0.0.2", "ray": 'echo "ray $*" >> "$LOG"', "rubriclab": 'echo "rubriclab $*" >> "$LOG"',
+STUBS = {"scontrol": "echo node1; echo node2", "sleep": ":", "python": 'echo "${ALIVE:-2}"', "hostname": "echo 10.0.0.1 10.0.0.2", "ray": 'echo "ray $*" >> "$LOG"', "rubriclab": 'echo "rubriclab $* with ${RAY_process_group_cleanup_enabled:?}" >> "$LOG"',
          "srun": 'echo "srun with ${SRUN_CPUS_PER_TASK:?} cores" >> "$LOG"; while [[ "$1" == --* ]]; do shift; done; exec "$@"'} # runs here what it is given
 
 
@@ -76,7 +77,7 @@ def test_the_script_for_slurm(tmp_path):
     head, = (line for line in log if "--head" in line)
     assert "--node-ip-address=10.0.0.1" in head and "--num-gpus=4" in head and any("--address=10.0.0.1:6379" in line for line in log)
     command, = (line for line in log if line.startswith("rubriclab"))
-    ctx = parsed(command)
+    ctx = parsed(command.removesuffix(" with 1"))
     assert (ctx.meta["ray"], ctx.meta["workers"], ctx.meta["gpus"]) == ("10.0.0.1:6379", (8, 8), 1)
     env |= {"ALIVE": "1", "LOG": str(tmp_path / "log of a node that is missing")}
     assert (done := run("judge", "pairs.jsonl", "judged.jsonl")).returncode == 1 and "1 of 2 nodes" in done.stderr and "rubriclab" not in Path(env["LOG"]).read_text()

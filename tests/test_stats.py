@@ -179,11 +179,21 @@ def test_a_perfect_score_is_not_a_point(prompts):
 
 @pytest.mark.parametrize("measure, best, worst", [("consistency", 1, 0), ("kappa", 1, -1), ("macro_f1", 1, 0), ("spearman", 1, -1), ("pearson", 1, -1), ("kendall", 1, -1), ("ece", 0, 1)])
 def test_a_perfect_measure_is_not_a_point(measure, best, worst):
-    a, prompts = [0, 1] * 20, [i // 2 for i in range(40)]
+    a, prompts = [0, 1] * 20, [i // 2 for i in range(40)] # each label in every prompt, and half of all
     found = clustered(getattr(stats, measure), a, a, clusters=prompts, n=50)
     unseen = 0.5 * 0.05 # of 20 prompts that agree
     assert found.estimate == pytest.approx(best)
     assert sorted([found.low, found.high]) == pytest.approx(sorted([best, best + (1 - unseen ** (1 / 20)) * (worst - best)]))
+
+
+def test_a_rare_label_leaves_more_open():
+    from scipy.stats import binomtest
+    met, unseen = [True] * 3 + [False] * 37, 1 - 0.025 ** (1 / 40)
+    found = {m: clustered(m, met, met, n=200) for m in (kappa, macro_f1)}
+    assert found[kappa].low == pytest.approx(1 - unseen / (1 - (3 * 3 + 37 * 37) / 1600)) and found[kappa].high == 1
+    assert (found[macro_f1].low, found[macro_f1].high) == pytest.approx(tuple(binomtest(3, 3).proportion_ci(method="exact")))
+    one_side = order_gap([1] * 19 + [0], [True] * 19 + [False]) # one order a prompt
+    assert one_side.low == pytest.approx(1 - 2 * 0.975)
 
 
 def test_a_judge_that_only_sees_places_has_no_point_for_an_order_gap():

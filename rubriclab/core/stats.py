@@ -10,6 +10,7 @@ __all__ = ['FailedAs', 'Binning', 'Measure', 'counted', 'accuracy', 'consistency
 
 # %% ../../nbs/core/04_stats.ipynb #aa60faf2
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import compress
 from typing import Any, Literal, NamedTuple
@@ -459,13 +460,33 @@ def _apart(scores: Sequence[float | None], outcomes: Sequence[bool | None], clus
     met, unmet = {c for c, o in given if o}, {c for c, o in given if not o}
     return min(len(met), len(unmet), len(met | unmet) // 2)
 
+def _chance(first: Sequence[Any], second: Sequence[Any], within: Sequence[Any] | None = None) -> float: # agreement by chance, as for kappa
+    pairs = [(s, a, b) for s, a, b in zip([0] * len(first) if within is None else within, first, second) if a is not None and b is not None]
+    sizes, mine, others = Counter(s for s, _, _ in pairs), Counter((s, a) for s, a, _ in pairs), Counter((s, b) for s, _, b in pairs)
+    return sum(k * others[key] / sizes[key[0]] for key, k in mine.items()) / len(pairs)
+
+def _rarest(labels: Sequence[Any], clusters: Sequence[Any] | None) -> int:
+    "In how many clusters the label occurs that occurs in the fewest."
+    at: dict[Any, set[Any]] = {}
+    for x, c in zip(labels, range(len(labels)) if clusters is None else clusters): at.setdefault(x, set()).add(c)
+    return min(map(len, at.values()))
+
 def _opened(found: Interval, ends: tuple[float, float], trials: int) -> Interval:
     "The interval, or, where no resample differed, the limits that so few trials leave open."
     if found.low is None or found.high - found.low > 1e-9: return found
     unseen = _left_open(trials, found.level)
-    return found.replace(low=found.estimate - unseen * (found.estimate - ends[0]), high=found.estimate + unseen * (ends[1] - found.estimate))
+    low, high = found.estimate - unseen * (found.estimate - ends[0]), found.estimate + unseen * (ends[1] - found.estimate)
+    return found.replace(low=max(low, -1.0), high=min(high, 1.0)) # no measure lies beyond
 
 # %% ../../nbs/core/04_stats.ipynb #fcd26e5a
+def _open_to(measure: Callable[..., Measure], found: Interval, columns: Sequence[Any], clusters: Sequence[Any] | None, options: Mapping[str, Any]) -> tuple[tuple[float, float], int]:
+    "How far a measure may lie elsewhere, and of how many trials nothing speaks for it."
+    if measure is auroc: return (0.0, 1.0), _apart(*columns, clusters)
+    if measure is macro_f1: return (0.0, 1.0), _rarest(columns[0], clusters) # a label that is missed takes its whole part
+    if measure is not kappa: return _ENDS[measure], found.clusters
+    each = 1 / (1 - _chance(*columns, **options)) # of kappa, for a share of pairs that disagree
+    return (found.estimate - each, found.estimate + each), found.clusters
+
 def clustered(measure: Callable[..., Measure], # accuracy, consistency, kappa, macro_f1, auroc, brier, ece, spearman, pearson, kendall, or one like them
               *columns: Sequence[Any], # what it is given, a value an item in each
               clusters: Sequence[Any] | None = None, # the prompt of each item; None: every item by itself
@@ -481,8 +502,7 @@ def clustered(measure: Callable[..., Measure], # accuracy, consistency, kappa, m
         return cluster_bootstrap(_ITEMS[measure](*columns, **options), clusters, n=n, level=level, seed=seed).replace(failed=m.failed)
     found = _interval(m, *_samples(measure, columns, clusters, n, seed, options), level)
     if measure is ece and found.low is not None: found = found.replace(low=max(0.0, 2 * m.value - found.high), high=max(0.0, 2 * m.value - found.low))
-    if measure not in _ENDS or found.low is None: return found
-    return _opened(found, _ENDS[measure], _apart(*columns, clusters) if measure is auroc else found.clusters)
+    return found if measure not in _ENDS or found.low is None else _opened(found, *_open_to(measure, found, columns, clusters, options))
 
 # %% ../../nbs/core/04_stats.ipynb #80beccc1
 def order_gap(correct: Sequence[float | bool | None], # right or not, an item a judgment in one order; None for a failure
@@ -507,7 +527,8 @@ def order_gap(correct: Sequence[float | bool | None], # right or not, an item a 
     estimate = float(gap(per_cluster.sum(0, keepdims=True))[0])
     if k == 1: return Interval(estimate=estimate, **counts)
     with np.errstate(invalid="ignore", divide="ignore"): samples = gap(_resampled_totals(per_cluster, n, np.random.default_rng(seed)))
-    return _opened(Interval(estimate=estimate, **_limits(samples, level), **counts), (-1.0, 1.0), k)
+    trials = min(len(np.unique(codes[first])), len(np.unique(codes[~first])))
+    return _opened(Interval(estimate=estimate, **_limits(samples, level), **counts), (-1.0, 1.0), trials)
 
 # %% ../../nbs/core/04_stats.ipynb #a5dda56a
 class Mixture(NamedTuple):

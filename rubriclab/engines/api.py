@@ -688,7 +688,7 @@ def open_backend(target: str, # MODEL@URL
     model, base = parse_target(target)
     backend = ApiBackend(model, base, key_env, _limits(model, concurrency, timeout, connect, tries, tokens, dollars, deadline, prices), tokenizer and _tokenizer(tokenizer))
     if version: backend.identity["version"] = version
-    if tokenizer: backend.identity["tokenizer"] = tokenizer # with it scores may be exact that were bounds or failures
+    if tokenizer: backend.identity["tokenizer"] = os.path.abspath(tokenizer) if os.path.isdir(tokenizer) else tokenizer # with it scores may be exact that were bounds or failures
     return backend
 
 def _tokenizer(name: str) -> Any:

@@ -101,13 +101,16 @@ def on_part(spec: str, gpus: float) -> str: # the name of the engine that a work
     if scheme != "vllm" or not 0 < gpus < 1 or "memory" in options: return spec
     return f"{spec}{'&' if options else '?'}memory={SHARE * gpus:.3f}"
 
+_PATHS = ("adapter", "tokenizer", "prices") # options that may name a folder or file
+
 def on_all(spec: str) -> str: # the name of the same engine, with paths that do not depend on where a process was started
     "Folders and files of this machine by their whole paths: a worker stands elsewhere."
     scheme, target, options = parse_spec(spec)
     whole = lambda text: os.path.abspath(text) if os.path.exists(text) else text
-    moved = {k: whole(v) for k, v in options.items()}
-    if scheme in UNSTORED or (whole(target) == target and moved == options): return spec
-    return f"{scheme}{':' * bool(target)}{whole(target)}" + "?" * bool(moved) + "&".join(f"{k}={quote(v, '/:@,.')}" for k, v in moved.items())
+    there = whole(target) if scheme in ("hf", "replay") or scheme == "vllm" and target != "smollm2" else target
+    moved = {k: whole(v) if k in _PATHS else v for k, v in options.items()}
+    if scheme == "plan" or (there == target and moved == options): return spec
+    return f"{scheme}{':' * bool(there)}{there}" + "?" * bool(moved) + "&".join(f"{k}={quote(v, '/:@,.')}" for k, v in moved.items())
 
 class Far:
     "An engine that is opened by workers: its name, what identifies it, and what it was asked."
@@ -213,7 +216,7 @@ def _check_gpus(spec: str, gpus: float) -> None:
     import ray
     scheme, _, options = parse_spec(spec)
     if gpus or scheme not in ("hf", "vllm", "smollm2") or options.get("device") == "cpu" or not any(n["Alive"] and n["Resources"].get("GPU") for n in ray.nodes()): return
-    raise ValueError(f"engine {spec!r} would run on the first GPU of its machine in every worker; give --gpus 1, a part of one, or for hf the option device=cpu")
+    raise ValueError(f"engine {spec!r} would run on the same GPU of its machine in every worker; give --gpus 1 or a part of one (or, for hf and smollm2, the option device=cpu)")
 
 def _identify(spec: str) -> tuple[str, str, str]: # the name that all workers open, with the length that was found here; the engine's own name; and what identifies it
     e = engine(spec, store=False)

@@ -58,7 +58,7 @@ def plain_arms(arms: Sequence[Arm]) -> list[Arm]:
     "Those that need no model."
     return [a for a in arms if a.strategy in WITHOUT_MODEL]
 
-def leak_arms(how: Writing, dense: bool = True) -> list[Arm]: # the paper's setting
+def leak_arms(how: Writing, dense: bool = True) -> list[Arm]: # perhaps the paper's setting [?]
     "Arms that see and are measured on all criteria, also those whose wording is shared between prompts."
     every = how.replace(only=None, method="hybrid" if dense else "bm25")
     return [Arm("zero-shot, all criteria", "zero_shot", every), Arm("random, all criteria", "random", every), Arm("retrieved, all criteria", "retrieved", every), Arm("copy, all criteria", "copy", every)]
