@@ -7,9 +7,9 @@ from rubriclab.core.types import Completion, Failure, PreferencePair, Scores, Us
 from rubriclab.data.records import write_rows
 from rubriclab.engines.engine import Engine
 from rubriclab.engines.fake import FakeBackend, Skills, World
-from rubriclab.judges.margin import margins, read_margins, verdict_tasks
+from rubriclab.judges.margin import margins, read_margins, shown_orders, verdict_tasks
 from rubriclab.judges.verifier import decide, opinions, verify
-from rubriclab.lab.c2 import contrast_row, planted_c2, planted_rubric, shrinkage, view_accuracy
+from rubriclab.lab.c2 import contrast_row, inference, planted_c2, planted_rubric, policy_rows, shrinkage, study, study_arms, view_accuracy
 from rubriclab.rubrics.c2 import PAPER, Asked, Contrasting, View, contrast, dpo_row, fresh_views, leaks, pick, read, used_views, verifier_rows
 
 TALK = PreferencePair(id="moon", prompt="Name Saturn's largest moon.", chosen="Titan is the largest.", rejected="Rhea is the largest.")
@@ -241,6 +241,48 @@ def test_the_paper_setting_asks_for_a_rationale(files):
     assert done.returncode == 0, done.stderr
     found = rows(d / "out" / "pairs.jsonl")
     assert all(len(r["orders"]) == 1 for r in found) and {r["orders"][0] for r in found} == {"first", "second"} and "not measured" in (d / "out" / "report.md").read_text()
+
+
+# what a study measures
+
+def test_labels_are_read_in_an_order_that_does_not_tell_the_better_answer():
+    world, judge = planted_c2(0.5, seed=1)
+    s = study(world.pairs(60, per_prompt=1), judge, judge, Contrasting(views=0, leaks=False, null_share=0.0), "logprob")
+    pairs, texts, truth, seen = s.both(3)
+    assert len(pairs) == len(texts) == len(truth) == len(seen) == 2 * len(s.pairs) and {o.shown_first for o in seen} == {"first", "second"}
+    assert all(o.pair_id == p.id and o.shown_first == shown_orders(p, "random", 3)[0] for p, o in zip(pairs, seen))
+
+
+def test_the_own_rubric_is_judged_on_pairs_that_were_not_chosen_for_it():
+    world, judge = planted_c2(1.0, seed=2, effect=0.0) # no rubric does anything
+    s = study(world.pairs(300, per_prompt=1), judge, judge, Contrasting(k=2, rounds=1, views=0, leaks=False, null_share=0.0), "logprob")
+    arms = study_arms(s)
+    assert len(s.pairs) < 0.8 * len(s.asked) and len(s.asked) > 290 and arms["own, never"][0] == s.asked and arms["1:9, never"][0] == s.pairs
+    rows = {r["policy"]: r["accuracy"] for r in policy_rows(s.asked, s.opinions["own"], ("always", "never"))}
+    assert abs(rows["always"] - rows["never"]) < 0.09 # three standard errors; by the kept pairs alone no rubric would look better
+
+
+class Silent(Engine):
+    "Writes nothing for every other pair."
+    def generate(self, chats, **how): return [[Failure(reason="timeout", detail="slow")] if i % 2 else r for i, r in enumerate(super().generate(chats, **how))]
+
+
+def test_a_rubric_that_was_not_written_is_a_failure_and_no_rubric():
+    world, judge = planted_c2(0.3, seed=4, effect=2.0, v=0.8)
+    some = world.pairs(20, per_prompt=1)
+    found = inference(some, Silent(judge.backend, progress=False), judge, Contrasting(), "logprob")
+    always, selective = decide(some, found, "always"), decide(some, found, "selective")
+    assert [{v.failure and v.failure.reason for v in j.verdicts} for j in always] == [{"timeout" if i % 2 else None} for i in range(20)]
+    assert all(v.fell_back and not v.failure for j in selective[1::2] for v in j.verdicts)
+
+
+def test_the_soft_policy_follows_no_rubric_that_was_called_misleading():
+    world, judge = planted_c2(0.3, seed=4, effect=2.0, v=0.8)
+    some = world.pairs(20, per_prompt=1)
+    found = opinions(some, judge, [planted_rubric(world, p, i % 2 == 0) for i, p in enumerate(some)], "generate", orders="first")
+    labels = {o.label for os in found for o in os}
+    assert {"helpful", "misleading"} <= labels
+    assert all(v.fell_back == (o.label != "helpful") for j, os in zip(decide(some, found, "soft"), found) for v, o in zip(j.verdicts, os) if not o.followed.failure)
 
 
 # the real model

@@ -130,6 +130,23 @@ def test_the_paper_notebook_holds_no_machine_paths():
     assert not re.search(r'"[^"]*/(?:home|root|tmp|Users)/', text)
 
 
+def test_a_pair_to_judge_shares_no_answer_with_the_pair_that_was_written_from():
+    from rubriclab.core.types import PreferencePair
+    from rubriclab.lab.openrubrics import split_by_prompt
+    pair = lambda prompt, n, a, b: PreferencePair(id=f"{prompt}{n}", prompt=prompt, chosen=a, rejected=b, meta={"prompt_id": prompt})
+    first, second = split_by_prompt([pair("p", 0, "a", "b"), pair("p", 1, "a", "c"), pair("p", 2, "d", "c"), pair("q", 0, "a", "b"), pair("q", 1, "b", "c"), pair("r", 0, "a", "b")])
+    assert [p.id for p in first] == ["p0"] and [p.id for p in second] == ["p2"]
+
+
+def test_scores_of_a_judge_that_is_sure_are_no_ties():
+    from types import SimpleNamespace
+    from rubriclab.core.types import PreferencePair, Usage
+    from rubriclab.lab.openrubrics import _decided
+    score = lambda x: SimpleNamespace(failure=None, expected_score=x, usage=Usage())
+    p = PreferencePair(id="p", prompt="x", chosen="a", rejected="b")
+    assert [_decided(p, score(a), score(b), "e").verdicts[0].winner for a, b in ((0.9995, 0.9985), (0.9985, 0.9995), (0.9995, 0.9995))] == ["chosen", "rejected", "tie"]
+
+
 def test_trained_arms_stand_beside_untrained_ones():
     from rubriclab.lab.openrubrics import Arms, by_points, judge_trained, planted_engines, split_by_prompt
     from rubriclab.lab.report import by_arm, summarize_arm

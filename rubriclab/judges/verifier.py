@@ -119,7 +119,9 @@ def _final(o: Opinion, v: Verdict | None, fell_back: bool) -> Verdict:
 def _mixed(o: Opinion, pair: Pair) -> Verdict:
     "The margins weighted by the probability of helpful."
     p, a, b = o.p_helpful, o.followed, o.alone
-    if p is None or b is None or a.margin is None or b.margin is None: return _final(o, b if p is None or a.failure else a, p is None or a.failure is not None)
+    if p is None or b is None or a.margin is None or b.margin is None: # nothing to weigh: the likelier one
+        follow = p is not None and p > 0.5 and not a.failure
+        return _final(o, a if follow else b, not follow)
     m = p * a.margin + (1 - p) * b.margin
     winner = "tie" if abs(m) <= TOLERANCE else pair.names[0 if m > 0 else 1]
     return _final(o, a.replace(winner=winner, margin=m), True)

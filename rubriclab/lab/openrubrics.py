@@ -11,7 +11,7 @@ __all__ = ['DIRECT', 'CONTROL', 'PROMPT_ONLY', 'CONTRASTIVE', 'FILTERED', 'LEAK'
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
-from ..core.types import TOLERANCE, Failure, Grade, Item, Judgment, Pair, Rubric, Table, Value, Verdict
+from ..core.types import Failure, Grade, Item, Judgment, Pair, Rubric, Table, Value, Verdict
 from ..data.records import read_pairs
 from ..data.sets import load
 from ..engines.engine import Engine
@@ -54,12 +54,12 @@ def named_pairs(data: str, # a set, `set/subset`, or the path of a file of pairs
     return load(name, subset=subset or None, limit=limit or None, seed=seed, verbose=False)
 
 def split_by_prompt(pairs: Sequence[Pair], # two or more a prompt
-                   ) -> tuple[list[Pair], list[Pair]]: # the first pair of each prompt, and the second
-    "Pairs to write rubrics from, and pairs of the same prompts to judge; prompts with one pair are left out."
+                   ) -> tuple[list[Pair], list[Pair]]: # the first pair of each prompt, and the next that shares no answer with it
+    "Pairs to write rubrics from, and pairs of other answers to the same prompts to judge; prompts without both are left out. Answers in another style are other answers here."
     groups: dict[str, list[Pair]] = {}
     for p in pairs: groups.setdefault(prompt_of(p), []).append(p)
-    two = [g for g in groups.values() if len(g) > 1]
-    return [g[0] for g in two], [g[1] for g in two]
+    two = [(g[0], p) for g in groups.values() if (p := next((p for p in g[1:] if not {*p.answers} & {*g[0].answers}), None))]
+    return [a for a, _ in two], [b for _, b in two]
 
 class Written(Value):
     "The rubrics of one set of pairs, by how they were written."
@@ -158,11 +158,13 @@ def by_points(data: str, # name of the data, for the rows
     found = {n: _decided(pairs[n], a, b, by.name) for n, a, b in zip(at, grades[::2], grades[1::2])}
     return judgment_rows(data, arm, pairs, [found.get(n) or _undecided(p, Failure(reason="dropped", detail="no rubric to grade by"), by.name) for n, p in enumerate(pairs)], rubrics)
 
+_SAME = 1e-6 # of an expected score: judges that are sure differ in the fourth digit, by as much as a nat
+
 def _decided(pair: Pair, a: Grade, b: Grade, name: str) -> Judgment:
     failure = a.failure or b.failure
     if failure or a.expected_score is None or b.expected_score is None: return _undecided(pair, failure or Failure(reason="no_parse", detail="no label could be read"), name)
     d = a.expected_score - b.expected_score
-    winner = "tie" if abs(d) <= TOLERANCE else pair.names[0 if d > 0 else 1]
+    winner = "tie" if abs(d) <= _SAME else pair.names[0 if d > 0 else 1]
     return Judgment(pair_id=pair.id, gold=pair.gold, verdicts=tuple(Verdict(pair_id=pair.id, shown_first=o, winner=winner, readout="logprob", engine=name, usage=a.usage + b.usage) for o in ("first", "second")))
 
 def _undecided(pair: Pair, failure: Failure, name: str) -> Judgment:
