@@ -201,12 +201,12 @@ def test_a_judge_that_only_sees_places_has_no_point_for_an_order_gap():
     assert found.estimate == 1 and (found.low, found.high) == (pytest.approx(1 - 2 * (1 - 0.025 ** (1 / 12))), 1)
 
 
-def test_a_perfect_auroc_leaves_open_what_pairs_apart_leave_open():
+def test_a_perfect_auroc_leaves_open_what_pairs_of_items_leave_open():
     from scipy.stats import binomtest
     exact = lambda k: pytest.approx(tuple(binomtest(k, k).proportion_ci(method="exact")))
     of = lambda met, clusters=None: (lambda i: (i.low, i.high))(clustered(stats.auroc, [float(m) for m in met], met, clusters=clusters, n=50))
     assert of([True] * 7 + [False] * 90) == exact(7) # no more pairs than the rarer side has items
-    assert of([True, False] * 10, [i // 2 for i in range(20)]) == exact(5) # every prompt has both: two prompts a pair
+    assert of([True, False] * 10, [i // 2 for i in range(20)]) == exact(10) # every prompt has both
     low, high = of([True] * 9 + [False] * 9)
     rng, shift = np.random.default_rng(0), 2 ** 0.5 * NormalDist().inv_cdf(low)
     perfect = [rng.normal(shift, 1, 9).min() > rng.normal(0, 1, 9).max() for _ in range(4000)] # in a world of the lower limit

@@ -455,10 +455,10 @@ def _samples(measure: Callable[..., Measure], columns: Sequence[Any], clusters: 
 
 # %% ../../nbs/core/04_stats.ipynb #979cb70c
 def _apart(scores: Sequence[float | None], outcomes: Sequence[bool | None], clusters: Sequence[Any] | None) -> int:
-    "How many pairs of a met and an unmet item can be made of which no two share a cluster."
+    "How many pairs of a met and an unmet item can be made that share no item; the two sides of a prompt that has both count as independent."
     given = [(c, o) for c, s, o in zip(range(len(scores)) if clusters is None else clusters, scores, outcomes) if s is not None and o is not None]
     met, unmet = {c for c, o in given if o}, {c for c, o in given if not o}
-    return min(len(met), len(unmet), len(met | unmet) // 2)
+    return min(len(met), len(unmet))
 
 def _chance(first: Sequence[Any], second: Sequence[Any], within: Sequence[Any] | None = None) -> float: # agreement by chance, as for kappa
     pairs = [(s, a, b) for s, a, b in zip([0] * len(first) if within is None else within, first, second) if a is not None and b is not None]
