@@ -70,12 +70,17 @@ def _both(first: Sequence[Any], second: Sequence[Any]) -> tuple[list[Any], list[
     kept = [a is not None and b is not None for a, b in zip(first, second)]
     return list(compress(first, kept)), list(compress(second, kept)), np.array(kept)
 
+def _same(first: Sequence[str | None], second: Sequence[str | None]) -> list[float | None]:
+    _both(first, second) # refuses what cannot be compared
+    return [None if a is None or b is None else float(a == b) for a, b in zip(first, second)]
+
 def consistency(first: Sequence[str | None], # the winner of each pair in one order
                 second: Sequence[str | None], # and in the other; None for a failure
                ) -> Measure:
     "Share of pairs judged the same in both orders; pairs with a failure are left out and counted."
-    a, b, kept = _both(first, second)
-    return Measure(value=sum(x == y for x, y in zip(a, b)) / len(a) if a else None, n=len(a), failed=int((~kept).sum()))
+    same = _same(first, second)
+    known = [s for s in same if s is not None]
+    return Measure(value=sum(known) / len(known) if known else None, n=len(known), failed=len(same) - len(known))
 
 # %% ../../nbs/core/04_stats.ipynb #84b20938
 class _Sums(NamedTuple):
@@ -365,9 +370,10 @@ def _ends(x: np.ndarray) -> tuple[float, float]:
     low, high = float(x.min()), float(x.max())
     return (0.0, 1.0) if 0 <= low and high <= 1 else (low, high)
 
-def _left_open(clusters: int, level: float) -> float:
-    "The largest share of other clusters that may well be otherwise, where all of these agree (Clopper and Pearson 1934)."
-    return 1 - ((1 - level) / 2) ** (1 / clusters)
+def _left_open(value: float, ends: tuple[float, float], trials: int, level: float) -> dict[str, float]:
+    "Limits where all trials agree: how far toward each end the value may well lie (Clopper and Pearson 1934)."
+    unseen = 1 - ((1 - level) / 2) ** (1 / trials)
+    return {"low": value - unseen * (value - ends[0]), "high": value + unseen * (ends[1] - value)}
 
 def _mean_limits(x: np.ndarray, codes: np.ndarray, ends: tuple[float, float], n: int, level: float, rng: np.random.Generator) -> dict[str, float]:
     "Percentile limits of the mean; of clusters that all agree, what they leave open."
@@ -376,8 +382,7 @@ def _mean_limits(x: np.ndarray, codes: np.ndarray, ends: tuple[float, float], n:
     if np.ptp(means) > 1e-9 * max(1.0, np.abs(means).max()):
         total, size = _resampled_totals(np.stack([sums, sizes], 1), n, rng).T
         return _limits(total / size, level)
-    mean, unseen = float(x.mean()), _left_open(len(means), level)
-    return {"low": mean - unseen * (mean - ends[0]), "high": mean + unseen * (ends[1] - mean)}
+    return _left_open(float(x.mean()), ends, len(means), level)
 
 # %% ../../nbs/core/04_stats.ipynb #411a45d7
 def cluster_bootstrap(values: Sequence[Any], # a number an item (a row of values for a statistic of several); None is left out
@@ -430,7 +435,7 @@ def _by_weight(measure: Callable[..., Measure], columns: Sequence[Any]) -> tuple
     return kept, (_auroc_value if measure is auroc else spearman_of_weights)(x, y)
 
 # %% ../../nbs/core/04_stats.ipynb #04da7d85
-_ITEMS = {accuracy: counted, brier: _squared_errors, consistency: lambda a, b: [None if x is None or y is None else float(x == y) for x, y in zip(a, b)]} # means over items
+_ITEMS = {accuracy: counted, brier: _squared_errors, consistency: _same} # means over items
 _SUMS = {kappa: _kappa_sums, macro_f1: _macro_f1_sums, pearson: _pearson_sums, ece: _ece_sums}
 _WEIGHTS = (auroc, spearman)
 _ENDS = dict.fromkeys((macro_f1, auroc, ece), (0.0, 1.0)) | dict.fromkeys((kappa, spearman, pearson, kendall), (-1.0, 1.0))
@@ -454,38 +459,35 @@ def _samples(measure: Callable[..., Measure], columns: Sequence[Any], clusters: 
     return _resampled_statistic(lambda at: measure(*(a[at] for a in arrays), **options).value, np.arange(size), codes, n, rng), k
 
 # %% ../../nbs/core/04_stats.ipynb #979cb70c
-def _apart(scores: Sequence[float | None], outcomes: Sequence[bool | None], clusters: Sequence[Any] | None) -> int:
-    "How many pairs of a met and an unmet item can be made that share no item; the two sides of a prompt that has both count as independent."
-    given = [(c, o) for c, s, o in zip(range(len(scores)) if clusters is None else clusters, scores, outcomes) if s is not None and o is not None]
-    met, unmet = {c for c, o in given if o}, {c for c, o in given if not o}
-    return min(len(met), len(unmet))
-
 def _chance(first: Sequence[Any], second: Sequence[Any], within: Sequence[Any] | None = None) -> float: # agreement by chance, as for kappa
     pairs = [(s, a, b) for s, a, b in zip([0] * len(first) if within is None else within, first, second) if a is not None and b is not None]
     sizes, mine, others = Counter(s for s, _, _ in pairs), Counter((s, a) for s, a, _ in pairs), Counter((s, b) for s, _, b in pairs)
     return sum(k * others[key] / sizes[key[0]] for key, k in mine.items()) / len(pairs)
 
-def _rarest(labels: Sequence[Any], clusters: Sequence[Any] | None) -> int:
-    "In how many clusters the label occurs that occurs in the fewest."
+def _fewest(labels: Sequence[Any], clusters: Sequence[Any] | None) -> int:
+    "In how many clusters the label occurs that occurs in the fewest; None is no label."
     at: dict[Any, set[Any]] = {}
-    for x, c in zip(labels, range(len(labels)) if clusters is None else clusters): at.setdefault(x, set()).add(c)
+    for x, c in zip(labels, range(len(labels)) if clusters is None else clusters):
+        if x is not None: at.setdefault(x, set()).add(c)
     return min(map(len, at.values()))
 
+def _is_point(found: Interval) -> bool: return found.low is not None and found.high - found.low <= 1e-9 # no resample differed
+
 def _opened(found: Interval, ends: tuple[float, float], trials: int) -> Interval:
-    "The interval, or, where no resample differed, the limits that so few trials leave open."
-    if found.low is None or found.high - found.low > 1e-9: return found
-    unseen = _left_open(trials, found.level)
-    low, high = found.estimate - unseen * (found.estimate - ends[0]), found.estimate + unseen * (ends[1] - found.estimate)
-    return found.replace(low=max(low, -1.0), high=min(high, 1.0)) # no measure lies beyond
+    "The limits that so few trials leave open, in place of a point."
+    limits = _left_open(found.estimate, ends, trials, found.level)
+    return found.replace(low=max(limits["low"], -1.0), high=min(limits["high"], 1.0)) # no measure lies beyond
 
 # %% ../../nbs/core/04_stats.ipynb #fcd26e5a
 def _open_to(measure: Callable[..., Measure], found: Interval, columns: Sequence[Any], clusters: Sequence[Any] | None, options: Mapping[str, Any]) -> tuple[tuple[float, float], int]:
     "How far a measure may lie elsewhere, and of how many trials nothing speaks for it."
-    if measure is auroc: return (0.0, 1.0), _apart(*columns, clusters)
-    if measure is macro_f1: return (0.0, 1.0), _rarest(columns[0], clusters) # a label that is missed takes its whole part
-    if measure is not kappa: return _ENDS[measure], found.clusters
-    each = 1 / (1 - _chance(*columns, **options)) # of kappa, for a share of pairs that disagree
-    return (found.estimate - each, found.estimate + each), found.clusters
+    ends, trials = _ENDS[measure], found.clusters
+    if measure is auroc: trials = _fewest([None if x is None or o is None else bool(o) for x, o in zip(*columns)], clusters) # pairs of a met and an unmet item that share none; the two sides of a prompt count as independent
+    if measure is macro_f1: trials = _fewest(columns[0], clusters) # a label that is missed takes its whole part
+    if measure is kappa:
+        each = 1 / (1 - _chance(*columns, **options)) # of kappa, for a share of pairs that disagree
+        ends = (found.estimate - each, found.estimate + each)
+    return ends, trials
 
 def clustered(measure: Callable[..., Measure], # accuracy, consistency, kappa, macro_f1, auroc, brier, ece, spearman, pearson, kendall, or one like them
               *columns: Sequence[Any], # what it is given, a value an item in each
@@ -502,7 +504,7 @@ def clustered(measure: Callable[..., Measure], # accuracy, consistency, kappa, m
         return cluster_bootstrap(_ITEMS[measure](*columns, **options), clusters, n=n, level=level, seed=seed).replace(failed=m.failed)
     found = _interval(m, *_samples(measure, columns, clusters, n, seed, options), level)
     if measure is ece and found.low is not None: found = found.replace(low=max(0.0, 2 * m.value - found.high), high=max(0.0, 2 * m.value - found.low))
-    return found if measure not in _ENDS or found.low is None else _opened(found, *_open_to(measure, found, columns, clusters, options))
+    return _opened(found, *_open_to(measure, found, columns, clusters, options)) if measure in _ENDS and _is_point(found) else found
 
 # %% ../../nbs/core/04_stats.ipynb #80beccc1
 def order_gap(correct: Sequence[float | bool | None], # right or not, an item a judgment in one order; None for a failure
@@ -527,8 +529,8 @@ def order_gap(correct: Sequence[float | bool | None], # right or not, an item a 
     estimate = float(gap(per_cluster.sum(0, keepdims=True))[0])
     if k == 1: return Interval(estimate=estimate, **counts)
     with np.errstate(invalid="ignore", divide="ignore"): samples = gap(_resampled_totals(per_cluster, n, np.random.default_rng(seed)))
-    trials = min(len(np.unique(codes[first])), len(np.unique(codes[~first])))
-    return _opened(Interval(estimate=estimate, **_limits(samples, level), **counts), (-1.0, 1.0), trials)
+    found = Interval(estimate=estimate, **_limits(samples, level), **counts)
+    return _opened(found, (-1.0, 1.0), _fewest(first.tolist(), codes.tolist())) if _is_point(found) else found
 
 # %% ../../nbs/core/04_stats.ipynb #a5dda56a
 class Mixture(NamedTuple):
