@@ -1746,6 +1746,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                   'rubriclab/lab/cluster.py'),
                                        'rubriclab.lab.cluster.Worker.__init__': ( 'lab/cluster.html#worker.__init__',
                                                                                   'rubriclab/lab/cluster.py'),
+                                       'rubriclab.lab.cluster._also': ('lab/cluster.html#_also', 'rubriclab/lab/cluster.py'),
                                        'rubriclab.lab.cluster._check_gpus': ('lab/cluster.html#_check_gpus', 'rubriclab/lab/cluster.py'),
                                        'rubriclab.lab.cluster._check_room': ('lab/cluster.html#_check_room', 'rubriclab/lab/cluster.py'),
                                        'rubriclab.lab.cluster._deadly': ('lab/cluster.html#_deadly', 'rubriclab/lab/cluster.py'),

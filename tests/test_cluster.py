@@ -42,7 +42,6 @@ def test_a_deadline_only_comes_nearer():
 
 
 def test_a_ray_that_starts_here_ends_what_its_workers_started(monkeypatch):
-    ray = pytest.importorskip("ray")
     monkeypatch.delenv("RAY_process_group_cleanup_enabled", raising=False)
     monkeypatch.setattr(ray, "init", lambda **how: None)
     cluster._start("local")
@@ -62,7 +61,6 @@ def test_folders_are_the_same_for_all_workers(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("spec, gpus, wrong", [("hf:a/b", 0, True), ("vllm:a/b", 0, True), ("hf:a/b?device=cpu", 0, False), ("api:m@http://127.0.0.1:1", 0, False), ("hf:a/b", 0.5, False)])
 def test_workers_that_are_promised_no_gpu_do_not_share_the_first(monkeypatch, spec, gpus, wrong):
-    ray = pytest.importorskip("ray")
     monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 8, "GPU": 8}}])
     if not wrong: return cluster._check_gpus(spec, gpus)
     with pytest.raises(ValueError, match="give --gpus 1"): cluster._check_gpus(spec, gpus)

@@ -95,11 +95,12 @@ def _pay_there(backend: Any, service: Any, spec: str, worker: str) -> None:
     if getattr(backend, "limits", None) and backend.limits.budget != Budget(): backend.purse = partial(RemotePurse, service, spec, worker)
 
 # %% ../../nbs/lab/10_cluster.ipynb #abb3985c
+def _also(spec: str, option: str) -> str: return f"{spec}{'&' if parse_spec(spec)[2] else '?'}{option}"
+
 def on_part(spec: str, gpus: float) -> str: # the name of the engine that a worker opens
     "vLLM on a part of a GPU takes that part of its memory, unless its name says how much; else the second worker would find none left."
     scheme, _, options = parse_spec(spec)
-    if scheme != "vllm" or not 0 < gpus < 1 or "memory" in options: return spec
-    return f"{spec}{'&' if options else '?'}memory={SHARE * gpus:.3f}"
+    return _also(spec, f"memory={SHARE * gpus:.3f}") if scheme == "vllm" and 0 < gpus < 1 and "memory" not in options else spec
 
 _PATHS = ("adapter", "tokenizer", "prices") # options that may name a folder or file
 
@@ -220,8 +221,8 @@ def _check_gpus(spec: str, gpus: float) -> None:
 
 def _identify(spec: str) -> tuple[str, str, str]: # the name that all workers open, with the length that was found here; the engine's own name; and what identifies it
     e = engine(spec, store=False)
-    limit = getattr(getattr(e.backend, "model", None), "limit", None) if parse_spec(spec)[0] == "vllm" and "max_len" not in parse_spec(spec)[2] else None
-    return spec + (f"{'&' if '?' in spec else '?'}max_len={limit}" if limit else ""), e.name, e.id
+    scheme, _, options = parse_spec(spec)
+    return _also(spec, f"max_len={e.backend.model.limit}") if scheme == "vllm" and "max_len" not in options else spec, e.name, e.id
 
 def _own(e: Exception) -> BaseException:
     "The error of the task itself."

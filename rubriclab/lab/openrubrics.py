@@ -170,6 +170,7 @@ def _decided(pair: Pair, a: Grade, b: Grade, name: str) -> Judgment:
 def _undecided(pair: Pair, failure: Failure, name: str) -> Judgment:
     return Judgment(pair_id=pair.id, gold=pair.gold, verdicts=tuple(Verdict(pair_id=pair.id, shown_first=o, readout="logprob", engine=name, failure=failure) for o in ("first", "second")))
 
+# %% ../../nbs/lab/04_openrubrics.ipynb #a474036b
 def judge_trained(data: str, # name of the data, for the rows
                   judged: Sequence[Pair], # pairs
                   generators: tuple[Engine, Engine], # trained, untrained; each writes from the prompt alone

@@ -162,6 +162,7 @@ def _status(entry: Mapping[str, Any], o: Mapping[str, Any]) -> Status:
     if o["claimed"]: return "reproduced"
     return "not reproduced" if o["high"] is not None and o["high"] <= entry.get("reported", 0.0) else "open"
 
+# %% ../../nbs/lab/03_report.ipynb #61af1497
 def paper_row(entry: Mapping[str, Any], # one entry of `paper.toml`
               arms: Mapping[str, Mapping[str, Any]], # summaries by arm
               orderings: Sequence[Mapping[str, Any]], # from `compare_arms`
