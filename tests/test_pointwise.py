@@ -5,7 +5,7 @@ from hypothesis import given, strategies as st
 from rubriclab.core.types import SCALES, Completion, Failure, Item, Label, Scores, Usage, tiers
 from rubriclab.engines.engine import Engine
 from rubriclab.engines.fake import FakeBackend, Skills, World, answers
-from rubriclab.judges.pointwise import (Grading, apply_thresholds, criterion_tasks, fit_thresholds, grade, grade_ensemble, json_entries, listing, rescore, sort_entries,
+from rubriclab.judges.pointwise import (Grading, apply_thresholds, criterion_tasks, fit_thresholds, grade, grade_ensemble, json_entries, label_schema, listing, rescore, sort_entries,
                                         vote)
 
 world = World(seed=5)
@@ -54,10 +54,35 @@ def test_orders_change_the_prompt_and_not_what_it_means(order):
     assert order == "reversed" or [g.order for g in other] != [g.order for g in found]
 
 
-def test_json_where_the_engine_can():
-    e = fake()
+@pytest.mark.parametrize("mode", ["per_criterion", "per_item"])
+@pytest.mark.parametrize("prompt", [None, "grade/criterion_first", "grade/brief"])
+def test_json_where_the_engine_can_and_the_prompt_asks_for_it(mode, prompt):
+    if mode == "per_item" and prompt: prompt = "grade/item"
+    e, held = fake(), []
+    e.backend.json_schema, reply = True, e.backend.reply
+    e.backend.reply = lambda r: held.append(r.response_schema) or reply(r)
+    found = grade(ITEMS, e, mode=mode, prompt=prompt, readout="generate")
+    assert names(found) == GOLD and held and all((x is None) == (prompt == "grade/brief") for x in held)
+    if mode == "per_criterion" and prompt != "grade/brief": assert not any("{" in x.rationale for g in found for x in g.labels)
+
+
+def test_a_label_under_a_schema_has_room_before_the_limit():
+    for tokens, length in ((96, 192), (1000, 400), (4, 20)): assert label_schema(["yes", "no"], tokens)["properties"]["reason"]["maxLength"] == length
+
+
+@pytest.mark.parametrize("reply, label", [('{"reason": "It does.", "label": "yes"}', "yes"), ('Sure: {"label": "No"} So it is.', "no"), ('{"reason": "cut', None), ('{"label": "perhaps"}', None),
+                                          ('{"label": true}', None), ("It does.\nLabel: yes", "yes"), ('{"labels": []}', None)])
+def test_replies_of_servers_that_hold_to_a_schema_or_not(reply, label):
+    e = Engine(Fixed(reply))
     e.backend.json_schema = True
-    assert names(grade(ITEMS, e, mode="per_item", readout="generate")) == GOLD
+    x = grade([MOON], e, readout="generate")[0].labels[0]
+    assert x.label == label and (label or x.failure.reason == "no_parse")
+    assert '"reason"' in e.backend.asked[0].chat.text and "`Label:`" not in e.backend.asked[0].chat.text
+
+
+def test_the_prompt_of_engines_that_write_freely_asks_for_lines():
+    chat = criterion_tasks([MOON], Grading())[0].chat
+    assert "`Label:`" in chat.text and "JSON" not in chat.text
 
 
 def test_negative_criteria_mean_what_they_say():

@@ -462,6 +462,7 @@ def grades_text(mind: Mind, text: str, seen: Seen, as_json: bool = False) -> str
         low, high = (int(n) for n in re.search(r"from (\d+) .*?to (\d+) ", text).groups())
         return f"{len(seen.statements)} criteria were looked at.\nScore: {low + round(place_of(mind, text, seen) * (high - low))}"
     found = _entries(mind, text, seen)
+    if as_json and "<criteria>" not in text: return json.dumps({"reason": found[-1][0], "label": found[-1][1]})
     if as_json: return json.dumps({"labels": [{"criterion": i, "reason": why, "label": label} for i, (why, label) in enumerate(found, 1)]})
     if "<criteria>" in text: return "\n".join(f"{i}. {why}. Label: {label}" for i, (why, label) in enumerate(found, 1))
     if "`Label:`" in text: return f"{found[-1][0]}.\nLabel: {found[-1][1]}"

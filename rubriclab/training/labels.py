@@ -10,12 +10,12 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
-from ..core.types import Item, Pair, Rubric, Criterion, Scale, as_text
+from ..core.types import Item, Pair, Rubric, Criterion, Scale, as_text, read_label
 from ..data.records import prompt_key
 from ..data.row_files import RowFiles, length_summary
 from ..data.verifiable import constraints_of
 from ..engines.hf import render
-from ..judges.pointwise import Grading, criterion_tasks
+from ..judges.pointwise import Grading, Unfit, check_item, criterion_tasks
 
 # %% ../../nbs/training/01_labels.ipynb #d49ac3a5
 def stream_labeled(pairs: Iterable[Pair], # with `constraints` in their meta
@@ -44,7 +44,7 @@ class Example(TypedDict):
     "One prompt, up to where the label begins, and the place of the right label on the scale."
     item: str
     ids: list[int] # tokens
-    label: int # 0 for the worst label of a binary scale
+    label: int # 0 for the first
 
 class Prepared(NamedTuple):
     "Examples, and what became of the others."
@@ -72,12 +72,14 @@ def prepare_labels(items: Iterable[Item], # with `gold_labels`, one criterion ea
                    unseen: Sequence[Item] = (), # of the evaluation: prompts and answers that must not be trained on
                    folder: Path | None = None, # for a file of examples, so that memory does not grow with them; None keeps them in a list
                   ) -> Prepared:
-    "Prompts with their labels in tokens. What repeats, is too long, or stands in the evaluation is left out and counted. ValueError where nothing is left."
+    "Prompts with their labels in tokens. What repeats, is too long, or stands in the evaluation is left out and counted. ValueError where nothing is left, and `Unfit` for a gold label that its scale does not know, or a second scale."
     forbidden = {prompt_key(i) for i in unseen} | {as_text(i.response or "") for i in unseen}
-    seen, counts, lengths, right, labels, shown = set(), Counter(), Counter(), Counter(), (), ""
+    seen, counts, lengths, right, labels, shown, scale = set(), Counter(), Counter(), Counter(), (), "", None
     kept, files = [], RowFiles(folder, _columns) if folder else None
     for item in items:
+        check_item(item, how)
         for t in criterion_tasks([item], how):
+            if t.scale != (scale := scale or t.scale): raise Unfit(item, "rubric", f"criterion {t.criterion + 1} has labels of scale {t.scale.name!r}, others of {scale.name!r}", "train on one scale at a time")
             text = render(tokenizer, t.chat)
             ids = tokenizer(text, add_special_tokens=False)["input_ids"]
             mark, gold = hash((prompt_key(item), item.response, item.rubric.criteria[t.criterion].text)), item.gold_labels[t.criterion] if item.gold_labels else None
@@ -85,7 +87,7 @@ def prepare_labels(items: Iterable[Item], # with `gold_labels`, one criterion ea
             if why: counts[why] += 1; continue
             seen.add(mark)
             labels, shown = labels or label_tokens(tokenizer, t.scale, text), text
-            example = Example(item=item.id, ids=ids, label=int(bool(gold)))
+            example = Example(item=item.id, ids=ids, label=t.scale.labels.index(read_label(t.scale, gold)))
             lengths[len(ids)] += 1; right[str(example["label"])] += 1
             if files: files.add("train", example)
             else: kept.append(example)
