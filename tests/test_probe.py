@@ -74,6 +74,16 @@ def test_failures_stay_failures():
     assert g.score is None and g.labels[0].failure.reason == "too_long" and probe.report["n"] == 60
 
 
+def test_a_probe_reads_only_what_it_was_fitted_on():
+    rng = np.random.default_rng(4)
+    x = rng.normal(size=(40, 1, 8))
+    fitted = lambda engine, prompt="grade/criterion": fit_data(Data(x, (x[:, 0, 0] > 0).astype(float), np.arange(40)), rng.normal(size=40), [5], engine, prompt)
+    item, e = Item(id="b", prompt="Question b?", response="It is.", rubric=["It is so."]), Engine(Knows(), progress=False)
+    for probe, how, said in ((fitted("other"), {}, "engine 'other'"), (fitted(e.name, "grade/brief"), {}, "prompt 'grade/brief'"), (fitted(e.name).replace(kind="pairs"), {}, "kind 'pairs'"),
+                             (fitted(e.name), {"readout": "logprob"}, "a probe no other readout"), (None, {"readout": "probe"}, "needs a fitted probe")):
+        with pytest.raises(ValueError, match=said): grade([item], e, probe=probe, **how)
+
+
 def test_files(tmp_path):
     probe = fit_probe(items(60), Engine(Knows(), progress=False))
     save_probe(probe, tmp_path / "probe.json")

@@ -4,17 +4,18 @@
 
 # %% auto #0
 __all__ = ['Mode', 'Readout', 'Listing', 'PROMPTS', 'HOLISTIC', 'Found', 'Replies', 'Entries', 'Rule', 'Ties', 'Grading',
-           'settings_of', 'listing', 'shown_labels', 'Task', 'scale_of', 'reply_form', 'Unfit', 'check_item',
-           'criterion_tasks', 'criteria_order', 'listed', 'softmax', 'expected_place', 'likeliest', 'differing',
-           'holds_json', 'label_schema', 'json_object', 'label_of', 'reply_schema', 'json_entries', 'line_entries',
-           'sort_entries', 'score_labels', 'rescore', 'Reader', 'grade', 'Thresholds', 'best_cut', 'fit_thresholds',
-           'apply_thresholds', 'vote', 'combine', 'grade_ensemble']
+           'settings_of', 'listing', 'shown_labels', 'Task', 'scale_of', 'reply_form', 'Unfit', 'begins_another',
+           'check_item', 'criterion_tasks', 'criteria_order', 'listed', 'softmax', 'expected_place', 'likeliest',
+           'differing', 'holds_json', 'label_schema', 'json_object', 'label_of', 'reply_schema', 'json_entries',
+           'line_entries', 'sort_entries', 'score_labels', 'rescore', 'Reader', 'check_probe', 'grade', 'Thresholds',
+           'best_cut', 'fit_thresholds', 'apply_thresholds', 'vote', 'combine', 'grade_ensemble']
 
 # %% ../../nbs/judges/03_pointwise.ipynb #f5e7ef6a
 import hashlib, json, math, re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from itertools import combinations
+from functools import lru_cache
+from itertools import combinations, permutations
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 from pydantic import Field, ValidationError, model_validator
 from ..core.prompts import Template, fill, read_verdict, template
@@ -119,14 +120,21 @@ class Unfit(ValueError):
         self.field, self.problem, self.fix = field, problem, fix
         super().__init__(f"item {item.id}, {field}: {problem}; {fix}")
 
+@lru_cache(maxsize=1024)
+def begins_another(scale: Scale) -> tuple[str, str] | None: # (the label, the longer one)
+    "A label that another one begins with, as 10 does with 1: its probability would hold the other's. Letters go on to another word (no, not met), which is another token."
+    return next(((a, b) for a, b in permutations(scale.labels, 2) if b.startswith(a) and not (a[-1].isalpha() and b[len(a)].isalpha())), None)
+
 def check_item(item: Item, # to grade
                how: Grading, # settings
               ) -> None:
-    "`Unfit`, a ValueError, for an item that cannot be graded, or whose gold labels or examples stand on another scale."
+    "`Unfit`, a ValueError, for an item that cannot be graded, whose gold labels or examples stand on another scale, or whose labels cannot be told apart by their probabilities."
     if item.response is None: raise Unfit(item, "response", "is missing", "write the answer to grade")
     if how.mode == "holistic": return
     if item.rubric is None: raise Unfit(item, "rubric", "is missing", "write the criteria, or use mode='holistic'")
     for k, c in enumerate(item.rubric.criteria):
+        if how.readout == "logprob" and (both := begins_another(scale_of(c, how))):
+            raise Unfit(item, "rubric", f"criterion {k + 1}: label {both[0]!r} begins label {both[1]!r}, so its probability holds the other's", "name them apart, for example 01 and 10, or use readout='generate'")
         gold = item.gold_labels[k] if item.gold_labels else None
         for field, what, label in [("gold_labels", "", gold)] * (gold is not None) + [("rubric", ", example", x.label) for x in c.examples]:
             try: read_label(scale_of(c, how), label)
@@ -431,9 +439,22 @@ def _holistic_mean(replies: Sequence[Completion | Failure], t: Template, scale: 
 # %% ../../nbs/judges/03_pointwise.ipynb #12c958e1
 class Reader(Protocol):
     "What reads a label from hidden states: a fitted probe."
+    kind: str # "criteria"
+    engine: str # whose states, of which prompt
+    prompt: str
     layer: int
     name: str
     def predict(self, states: "np.ndarray") -> "np.ndarray": ... # (n, width) -> (n,) probabilities of the best label
+
+def check_probe(probe: Reader | None, # that is to read
+                e: Engine, # whose states
+                how: Grading, # settings
+               ) -> None:
+    "ValueError for a probe without `readout='probe'` or the other way round, and for one that was fitted on something else."
+    if (probe is None) != (how.readout != "probe"): raise ValueError("readout 'probe' needs a fitted probe, and a probe no other readout; give `probe=` alone, see rubriclab.judges.probe")
+    if probe is None: return
+    for what, fitted, asked in (("kind", probe.kind, "criteria"), ("prompt", probe.prompt, how.prompt or PROMPTS[how.mode]), ("engine", probe.engine, e.name)):
+        if fitted != asked: raise ValueError(f"the probe was fitted on {what} {fitted!r} and cannot read {asked!r}; use it where it was fitted, or fit another one")
 
 def _by_probe(tasks: Sequence[Task], probe: Reader, e: Engine) -> Found:
     "Labels from a probe on the state at the place of the label."
@@ -453,7 +474,7 @@ def grade(items: Sequence[Item], # answers with their rubrics
          ) -> Table: # a `Grade` for every item
     "Grade answers by their rubrics. Errors: ValueError for an item without response or rubric, or a setting that does not exist."
     how, e, items = settings_of({"readout": "probe", **how} if probe else how), engine(judge), list(items)
-    if how.readout == "probe" and probe is None: raise ValueError("readout 'probe' needs a fitted probe; give `probe=`, see rubriclab.judges.probe")
+    check_probe(probe, e, how)
     for item in items: check_item(item, how)
     if how.mode == "holistic": return Table(_holistic(items, how, e))
     if how.mode == "per_item" and how.readout == "generate":
