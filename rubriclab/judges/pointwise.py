@@ -142,6 +142,7 @@ def check_item(item: Item, # to grade
                 problem, _, fix = str(e).partition("; ")
                 raise Unfit(item, field, f"criterion {k + 1}{what}: {problem}", fix) from None
 
+# %% ../../nbs/judges/03_pointwise.ipynb #acb744b5
 def criterion_tasks(items: Sequence[Item], # what to grade
                     how: Grading, # settings
                     prefill: bool = True, # force the beginning of the label
