@@ -12,8 +12,8 @@ def test_requests_to_a_server_that_waits_or_refuses(tmp_path):
     done = subprocess.run([sys.executable, FOLDER / "served.py", "--small"], capture_output=True, text=True, timeout=300, env={**os.environ, "RUBRICLAB_CACHE_DIR": str(tmp_path)})
     assert done.returncode == 0, done.stderr[-2000:]
     rows = [line.split() for line in done.stdout.splitlines()[1:]]
-    assert [r[:3] for r in rows] == [["queue", "no", "64"], ["queue", "yes", "64"], ["queue", "yes", "16"], ["refuse", "no", "64"]]
-    assert [int(r[-1]) > 0 for r in rows] == [False, False, False, True] # replies 429
+    assert [r[:4] for r in rows] == [["queue", "no", "64", "64"], ["queue", "yes", "64", "64"], ["queue", "yes", "16", "16"], ["queue", "yes", "64", "16"], ["refuse", "no", "64", "64"]]
+    assert [int(r[-1]) > 0 for r in rows] == [False, False, False, False, True] # replies 429
 
 
 def _imported(path): # (module, name) of the lab that a file names anywhere, also inside of a function
