@@ -54,16 +54,20 @@ def test_orders_change_the_prompt_and_not_what_it_means(order):
     assert order == "reversed" or [g.order for g in other] != [g.order for g in found]
 
 
-@pytest.mark.parametrize("mode", ["per_criterion", "per_item"])
-@pytest.mark.parametrize("prompt", [None, "grade/criterion_first", "grade/brief"])
-def test_json_where_the_engine_can_and_the_prompt_asks_for_it(mode, prompt):
-    if mode == "per_item" and prompt: prompt = "grade/item"
+@pytest.mark.parametrize("mode, prompt, asks", [("per_item", None, True), ("per_item", "grade/item", True), ("per_criterion", None, True), ("per_criterion", "grade/criterion_first", True), ("per_criterion", "grade/brief", False)])
+def test_json_where_the_engine_can_and_the_prompt_asks_for_it(mode, prompt, asks):
     e, held = fake(), []
     e.backend.json_schema, reply = True, e.backend.reply
     e.backend.reply = lambda r: held.append(r.response_schema) or reply(r)
     found = grade(ITEMS, e, mode=mode, prompt=prompt, readout="generate")
-    assert names(found) == GOLD and held and all((x is None) == (prompt == "grade/brief") for x in held)
-    if mode == "per_criterion" and prompt != "grade/brief": assert not any("{" in x.rationale for g in found for x in g.labels)
+    assert names(found) == GOLD and held and all((x is not None) == asks for x in held)
+    if mode == "per_criterion" and asks: assert not any("{" in x.rationale for g in found for x in g.labels)
+
+
+def test_lines_where_a_server_was_asked_for_json_and_wrote_lines():
+    e = Engine(Fixed("1. It does. Label: yes\n2. It does not. Label: no"))
+    e.backend.json_schema = True
+    assert names(grade([MOON], e, mode="per_item", readout="generate")) == [["yes", "no"]]
 
 
 def test_a_label_under_a_schema_has_room_before_the_limit():
